@@ -1,0 +1,96 @@
+"""amodal complete: fill in the contrasts that studies lack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..core.errors import InputError
+from . import console, options
+
+_FILES = "Plain files, in place of INPUT"
+
+
+def _file(name: str):
+    return typer.Option(f"--{name}", metavar="FILE", help="", rich_help_panel=_FILES)
+
+
+def complete(
+    first: Annotated[Path, typer.Argument(metavar="INPUT", help="A BIDS dataset, or a folder that holds a study.")],
+    second: Annotated[
+        Path | None, typer.Argument(metavar="OUTPUT", help="Where results go; the only argument with plain files.")
+    ] = None,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME ...",
+            help="What to make. One that was acquired is hidden, made, and compared with the truth. "
+            "Default: all that the model makes and the subject lacks.",
+        ),
+    ] = None,
+    model: options.ModelName = "default",
+    samples: Annotated[int, typer.Option(min=1, help="Samples to draw; above 1 also their voxelwise SD.")] = 1,
+    steps: options.Steps = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Slices per network call; images stay the same.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Subjects read and aligned ahead while the network runs.")] = 1,
+    t1w: Annotated[Path | None, _file("t1w")] = None,
+    t1gd: Annotated[Path | None, _file("t1gd")] = None,
+    t2w: Annotated[Path | None, _file("t2w")] = None,
+    flair: Annotated[Path | None, _file("flair")] = None,
+    pdw: Annotated[Path | None, _file("pdw")] = None,
+    t2starw: Annotated[Path | None, _file("t2starw")] = None,
+    ct: Annotated[Path | None, _file("ct")] = None,
+    pet: Annotated[Path | None, _file("pet")] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    report: options.Report = None,
+    debug: options.Debug = False,
+) -> int:
+    """Make the contrasts that a study lacks, on its own voxel grid.
+
+    amodal complete INPUT OUTPUT --missing FLAIR
+
+    amodal complete OUTPUT --t1w a.nii.gz --t2w b.nii.gz --missing FLAIR
+    """
+    given = {"T1w": t1w, "T1Gd": t1gd, "T2w": t2w, "FLAIR": flair, "PDw": pdw, "T2starw": t2starw, "CT": ct, "PET": pet}
+    files = {name: path for name, path in given.items() if path is not None}
+    if files and second is not None:
+        raise InputError(f"both a folder ({first}) and files were given; give INPUT OUTPUT, or OUTPUT and the files.")
+    if not files and second is None:
+        raise InputError(f"OUTPUT is missing after {first}; give a folder for the results, outside the input.")
+
+    from ..data import layouts
+    from . import completion
+    from .plan import matrix
+    from .present import show_scores
+
+    sources = [layouts.plain(files)] if files else layouts.find(first)
+    job = completion.Job(
+        sources=sources,
+        out=second or first,
+        missing=tuple(missing or ()),
+        model=model,
+        samples=samples,
+        steps=steps,
+        batch=batch,
+        workers=workers,
+        device=device,
+        precision=precision,
+        seed=seed,
+        overwrite=overwrite,
+        quiet=quiet,
+        report=report,
+    )
+    if dry_run:
+        console.table("What would be done", *matrix(completion.check(job)[0]), quiet)
+        return 0
+    done = completion.run(job)
+    for entry in done.entries:
+        show_scores(f"{entry.subject}: made without seeing it, against what was acquired", entry.scores, quiet)
+    return 1 if done.failed else 0

@@ -1,0 +1,149 @@
+"""Any2all: train one prior on stacks x = (x_1 .. x_M) of modalities; at inference y = A x, A block-diagonal (Eq. 2).
+
+    clean      A_m = identity     MDS replaces the prediction (Eq. 6, special case); our priors are shown it at time 0
+    missing    A_m = 0            nothing to do: the prior fills it in
+    measured   A_m = physics      MDS: proximal step by conjugate gradients; MPS: gradient through the network
+
+Beyond the paper, each a setting: `times="own"`, one noise level a modality in training, so that the one prior is exact for
+every subset of clean modalities and learns from subjects that lack some; a multistep solver of 12 steps in place of 150;
+noise that is correlated between neighbouring slices, against stripes through the plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...core.contract import Batch, Player, Progress, Stage
+from ...core.errors import InputError
+from ...core.rng import Rng
+from ...diffusion.bends import chunked, clip
+from ...diffusion.denoiser import Denoise, Denoiser, Prediction
+from ...diffusion.process import DDPM, Schedule
+from ...diffusion.samplers import ddim, heun, multistep, repaint
+from ...nn.unet import UNet, UNetConfig
+from ...physics.linear import mask
+from ...physics.posterior import Observation, gradient, hold, project
+from .slices import correlate, smooth
+
+
+@dataclass(frozen=True)
+class Config:
+    """`times`: "shared", one time for the stack (the paper); "own", one a modality. `coupling`: how far the starting noise
+    of neighbouring slices is alike (standard deviation in slices, 0 independent). `smoothing`: how much a prediction is
+    drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation."""
+
+    modalities: tuple[str, ...]
+    net: UNetConfig
+    timesteps: int = 1000
+    schedule: Schedule = "cosine"
+    prediction: Prediction = "v"
+    snr_limit: float = 0.0
+    times: Literal["shared", "own"] = "own"
+    posterior: Literal["mds", "mps"] = "mds"
+    solver: Literal["ddim", "heun", "multistep", "repaint"] = "multistep"
+    steps: int = 12
+    eta: float = 0.0
+    coupling: float = 3.0
+    smoothing: float = 0.0
+    chunk: int = 16
+
+
+class Any2all(nn.Module):
+    """The prior and how it is adapted. A sample is an axial slice [M, X, Y]; a batch of `complete` is a volume's slices in
+    order, so that neighbours can be coupled."""
+
+    dims = 2
+
+    def __init__(self, config: Config):
+        super().__init__()
+        n = len(config.modalities)
+        if config.net.in_channels != n or config.net.out_channels != n:
+            raise InputError(
+                f"the network has {config.net.in_channels} input channels for {n} modalities; give net.in_channels={n} "
+                f"and net.out_channels={n}."
+            )
+        self.config = config
+        self.modalities = config.modalities
+        process = DDPM(config.timesteps, config.schedule)
+        self.prior = Denoiser(UNet(config.net), process, config.prediction, config.snr_limit)
+
+    # training
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage("prior", self._forward, (Player("prior", self.prior.parameters, _loss),)),)
+
+    def _forward(self, batch: Batch, rng: Rng) -> Tensor:
+        """Modalities a subject lacks are pure noise to the network and do not count in the loss."""
+        present = batch.present.flatten(2)[:, :, 0]
+        draw = {"shared": self._shared_times, "own": self._own_times}[self.config.times]
+        t = draw(present, rng)
+        images = torch.where(batch.present, batch.images, torch.zeros_like(batch.images))  # at the end alpha is 0
+        learn = (present & (t > 0))[..., None, None]
+        if self.config.times == "shared":
+            return self._shared_loss(images, batch.present, t[:, 0], rng)
+        return self.prior.loss(images, rng, t=t, where=learn)
+
+    def _shared_loss(self, images: Tensor, present: Tensor, t: Tensor, rng: Rng) -> Tensor:
+        return self.prior.loss(images, rng, t=t, where=present)
+
+    def _shared_times(self, present: Tensor, rng: Rng) -> Tensor:
+        u = rng.uniform(1).to(present.device)
+        return self.prior.process.draw(u).expand(present.shape)
+
+    def _own_times(self, present: Tensor, rng: Rng) -> Tensor:
+        """Times [B, M]. Of what is present, a random subset is clean (time 0) and the rest shares a time: what `complete` will
+        meet. One sample in eight has all modalities at independent times; what is absent is at the end of time."""
+        process, device = self.prior.process, present.device
+        order, u, kind = (rng.uniform(n).to(device) for n in (present.shape[1], present.shape[1] + 1, 2))
+        rank = torch.where(present, order, torch.full_like(order, 2.0)).argsort(1).argsort(1)
+        count = present.sum(1)
+        clean = (kind[:, 1] * count).floor().clamp(max=count - 1)  # 0 .. count - 1 modalities are given
+        given = rank < clean[:, None]
+        t = torch.where(given, torch.zeros_like(order), process.draw(u[:, :1]))
+        t = torch.where(kind[:, :1] < 0.125, process.draw(u[:, 1:]), t)
+        return torch.where(present, t, torch.full_like(t, process.end))
+
+    # inference
+
+    def complete(self, batch: Batch, rng: Rng, progress: Progress | None = None) -> Tensor:
+        """Fill in a volume's slices [Z, M, X, Y]; what is present comes back bit for bit."""
+        config, process = self.config, self.prior.process
+        images, present = batch.images, batch.present.expand_as(batch.images)
+        if not present.any(dim=1).any():
+            raise InputError("nothing of this subject is there; give at least one modality.")
+        noise = correlate(rng.normal_like(images), config.coupling)
+        denoise = chunked(lambda part: self._bent(images[part], present[part]), config.chunk)
+        if config.smoothing:
+            denoise = smooth(denoise, process, config.smoothing)
+        with torch.inference_mode(config.posterior == "mds"):
+            x0 = self._solve(denoise, noise, rng, progress)
+        return torch.where(present, images, x0.to(images.dtype))
+
+    def _bent(self, images: Tensor, present: Tensor) -> Denoise:
+        """The prior of some slices, bent towards what is known of them."""
+        if self.config.posterior == "mps":
+            seen = Observation(mask(present), torch.where(present, images, torch.zeros_like(images)))
+            return clip(gradient(self.prior, self.prior.process, seen))
+        if self.config.times == "own" and (whole := present.flatten(2)).all(2).eq(whole.any(2)).all():
+            return hold(clip(self.prior), whole.any(2)[..., None, None], images, self.prior.process.end)
+        return project(clip(self.prior), present, images)
+
+    def _solve(self, denoise: Denoise, x: Tensor, rng: Rng, progress: Progress | None) -> Tensor:
+        config, process = self.config, self.prior.process
+        times = process.grid(config.steps)
+        solvers: dict[str, Callable[[], Tensor]] = {
+            "ddim": lambda: ddim(denoise, process, x, times, rng, config.eta, progress),
+            "heun": lambda: heun(denoise, process, x, times, progress),
+            "multistep": lambda: multistep(denoise, process, x, times, progress),
+            "repaint": lambda: repaint(denoise, process, x, times, rng, progress=progress),
+        }
+        return solvers[config.solver]()
+
+
+def _loss(value: Tensor) -> tuple[Tensor, dict[str, float]]:
+    return value, {}

@@ -1,0 +1,124 @@
+"""The blocks of a convolutional network, 2-D and 3-D from one code: residual block and resampling.
+
+Every block keeps the memory format of its input. Out of training, tensors that nobody needs any more are overwritten.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .norm import group_norm, normalise
+
+CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Callable[..., Tensor]] = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def zero(layer: M) -> M:
+    """The layer with all parameters 0: a block that ends in it begins as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d | nn.Conv3d:
+    """A convolution that keeps the size (divided by the stride)."""
+    return CONV[dims](inputs, outputs, kernel, stride, padding=kernel // 2)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x); overwrites x where no gradient will ask for it."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def half(x: Tensor) -> Tensor:
+    """Mean over cells of 2 voxels per axis: [B, C, *spatial] -> [B, C, *spatial / 2]."""
+    dims = x.ndim - 2
+    corners = itertools.product((slice(0, None, 2), slice(1, None, 2)), repeat=dims)  # (3-D avg_pool: no bf16 on CPU)
+    return functools.reduce(torch.add, (x[(slice(None), slice(None), *corner)] for corner in corners)) * 0.5**dims
+
+
+def twice(x: Tensor) -> Tensor:
+    """Every voxel repeated along every axis: [B, C, *spatial] -> [B, C, *spatial * 2]."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+RESAMPLE: dict[str, Callable[[Tensor], Tensor]] = {"down": half, "up": twice}
+
+
+class Residual(nn.Module):
+    """norm, SiLU, conv, norm modulated by the embedding, SiLU, dropout, conv that begins as 0; plus the input."""
+
+    def __init__(
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        groups: int,
+        dropout: float = 0.0,
+        resample: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        self.norm1 = group_norm(inputs, groups)
+        self.conv1 = conv(dims, inputs, outputs)
+        self.norm2 = group_norm(outputs, groups)
+        self.conv2 = zero(conv(dims, outputs, outputs))
+        self.skip = nn.Identity() if inputs == outputs else conv(dims, inputs, outputs, kernel=1)
+        self.dropout, self.resample = dropout, resample
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """x [B, inputs, *spatial], modulation [B, 2 outputs] -> [B, outputs, *spatial]."""
+        h = silu(normalise(x, self.norm1))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = silu(normalise(self.conv1(h), self.norm2, modulation))
+        if self.dropout:
+            h = F.dropout(h, self.dropout, self.training)
+        return self.conv2(h).add_(self.skip(x))
+
+
+class Down(nn.Module):
+    """A convolution of stride 2."""
+
+    def __init__(self, dims: int, channels: int):
+        super().__init__()
+        self.conv = conv(dims, channels, channels, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Up(nn.Module):
+    """Nearest-neighbour upsampling by 2 and a convolution, in one: a transposed convolution, stride 2, 4 taps per axis.
+
+    Of the 3 taps per axis two always meet the same repeated voxel: added beforehand, they leave (2/3)^dims of the
+    multiplications, and the upsampled tensor is never made.
+    """
+
+    def __init__(self, dims: int, channels: int):
+        super().__init__()
+        self.dims = dims
+        self.conv = conv(dims, channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        taps = self.conv.weight.transpose(0, 1).movedim(1, -1).flatten(1, -2)  # [in, 3^dims, out]
+        taps = torch.matmul(taps.new_tensor(merge(self.dims)), taps)
+        weight = taps.unflatten(1, (4,) * self.dims).movedim(-1, 1)  # [in, out, 4, ...], channels-last
+        return TRANSPOSED[self.dims](x, weight, self.conv.bias, stride=2, padding=1)
+
+
+@functools.cache
+def merge(dims: int) -> tuple[tuple[float, ...], ...]:
+    """[4^dims, 3^dims]: the taps of a convolution after upsampling -> the taps of the transposed convolution."""
+    axis = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+    rows = itertools.product(axis, repeat=dims)
+    return tuple(tuple(math.prod(taps) for taps in itertools.product(*row)) for row in rows)

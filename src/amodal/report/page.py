@@ -1,0 +1,361 @@
+"""One self-contained HTML page: what was there, what was made, how good it is, and how to say so in a paper.
+
+Pages need no server, no network and no other file. `subject_page` is for one completed study, `evaluation_page` for the
+trust test over many.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import numpy as np
+
+from .. import __version__
+from ..core.errors import InputError
+from ..metrics.image import STRIPES_WARN, head_mask, stripe_ratio
+from ..metrics.statistics import ALL, Score, Summary, Verdict, summarise
+from . import figures
+
+Status = Literal["acquired", "synthetic", "truth", "error", "spread"]
+IMAGES: tuple[Status, ...] = ("acquired", "synthetic", "truth")
+SHEET: tuple[Status, ...] = ("synthetic", "truth", "error", "spread")  # side by side, in this order
+CITATIONS = {
+    "any2all": (
+        "Gan W, Wang X, Wang T, Wang W, Ying C, Hu Y, Chen Y, An H, Kamilov US. A Unified Framework for Multimodal "
+        "Image Reconstruction and Synthesis using Denoising Diffusion Models. arXiv:2602.08249, 2026."
+    ),
+}
+METHODS = {
+    "model": "this model",
+    "regression": "regression",
+    "single": "best single",
+}  # columns of scores, as they are read
+METRICS = {"psnr": "PSNR (dB) ↑", "ssim": "SSIM ↑", "mae": "MAE ↓", "stripes": "stripes → 1"}
+CAPTIONS: dict[Status, str] = {
+    "acquired": "from the scanner",
+    "synthetic": "made by the model",
+    "truth": "acquired, hidden from the model",
+    "error": f"synthetic − truth, ± {figures.ERROR_LIMIT:g} of the range",
+    "spread": f"SD over samples, 0 – {figures.SPREAD_LIMIT:g} of the range",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A volume [X, Y, Z] in RAS+ to be shown; all panels of a page lie on one grid.
+
+    The synthetic and the truth of one name share one intensity scale (best: both in [0, 1]). `error` and `spread` are
+    fractions of that scale's range. An `error` panel is made by the page where both synthetic and truth are given.
+    """
+
+    name: str
+    volume: np.ndarray
+    status: Status
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of the table of what was there and what was made: voxels, millimetres, `LAS`, and the file's name."""
+
+    name: str
+    status: Status
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    orientation: str = ""
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a subject's page says.
+
+    `scores`: modality -> method -> metric -> value, and `protocol` how they were measured. `checks`: what was checked
+    -> "pass" or "warn", then ": " and words. `provenance`: tables in tables, as in the sidecar.
+    """
+
+    title: str
+    panels: tuple[Panel, ...]
+    spacing: tuple[float, float, float]
+    items: tuple[Item, ...] = ()
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    protocol: str = ""
+    checks: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def subject_page(path: Path, page: Page) -> Path:
+    """Write the page of one completed study; replaces what stood there, atomically."""
+    windows = _windows(page.panels)
+    panels = (*page.panels, *_errors(page.panels, windows))
+    images = [p for p in panels if p.status in ("acquired", "synthetic")]
+    mask = _mask(page.panels, windows)
+    box = figures.bounds(mask)
+    tiles = {id(p): _tiles(p, page.spacing, windows, box) for p in panels}
+    made = [p for p in panels if p.status == "synthetic"]
+    sheets = [
+        (m, sorted((p for p in panels if p.name == m.name and p.status in SHEET), key=lambda p: SHEET.index(p.status)))
+        for m in made
+    ]
+    text = _render(
+        "subject.html",
+        page=page,
+        made=_names(p.name for p in made),
+        plural=len(made) > 1,
+        given=_names(p.name for p in panels if p.status == "acquired"),
+        images=[(p, tiles[id(p)]) for p in images],
+        sheets=[(m.name, [(p, tiles[id(p)]) for p in group]) for m, group in sheets if len(group) > 1],
+        mosaics=[(m.name, _mosaic(m, page.spacing, windows, box)) for m in made],
+        histograms=[(m.name, _histogram(m, panels, windows, mask)) for m in made],
+        checks={**{k: _check(v) for k, v in page.checks.items()}, **_stripes(made, panels, mask)},
+        metrics=_columns(page.scores),
+        labels=METRICS,
+        methods=METHODS,
+        provenance=flatten(page.provenance),
+        method=methods_text(page.panels, page.provenance),
+        citation=CITATIONS.get(_facts(page.provenance).get("method", "").lower(), ""),
+        captions=CAPTIONS,
+        letters=figures.LETTERS,
+        slices=figures.SLICES,
+        spread_limit=figures.SPREAD_LIMIT,
+    )
+    return write(path, text)
+
+
+def methods_text(panels: Sequence[Panel], provenance: Mapping[str, Any]) -> str:
+    """Three sentences for a paper's methods section, from what is known."""
+    made = _names(p.name for p in panels if p.status == "synthetic")
+    given = _names(p.name for p in panels if p.status == "acquired")
+    facts = _facts(provenance)
+    tool = [f"amodal {facts.get('version', __version__)}"]
+    tool += [
+        text.format(facts[k])
+        for k, text in (("method", "method {}"), ("sha256", "weights SHA-256 {:.12}"))
+        if k in facts
+    ]
+    words = (("sampler", "sampler {}"), ("steps", "{} steps"), ("seed", "seed {}"), ("samples", "samples averaged: {}"))
+    drawn = ", ".join(text.format(facts[k]) for k, text in words if k in facts)
+    return (
+        f"Missing {made} images were synthesised from the acquired {given} images with {', '.join(tool)}"
+        f"{f' ({drawn})' if drawn else ''}. "
+        "Synthetic images are estimates, not measurements, and are marked as synthetic wherever they are shown."
+    )
+
+
+def _facts(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """The lines by the last part of their names, in small letters (`Sampler · Name` is `sampler`); the first counts."""
+    facts: dict[str, str] = {}
+    for key, value in flatten(provenance):
+        parts = [part.lower() for part in key.split(" · ")]
+        facts.setdefault(parts[-2] if parts[-1] == "name" and len(parts) > 1 else parts[-1], value)
+    return facts
+
+
+def flatten(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Tables in tables as one list of lines, (`Weights · SHA256`, `9f2b…`), without what is None."""
+    lines: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines += [(f"{key} · {rest}", text) for rest, text in flatten(value)]
+        elif value is not None:
+            lines.append((str(key), ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)))
+    return lines
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    """Write a file whole or not at all; InputError if it cannot be."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to.") from error
+    return path
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the page of an evaluation says; `pictures`: (subject, pattern, modality) -> JPEG of truth, made, error."""
+
+    scores: Sequence[Score]
+    verdicts: Sequence[Verdict] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[tuple[str, str, str], Path] = field(default_factory=dict)
+
+
+def evaluation_page(path: Path, evaluation: Evaluation) -> Path:
+    """Write the page of an evaluation; replaces what stood there, atomically."""
+    scores, rows = evaluation.scores, _rows(summarise(evaluation.scores))
+    modalities = list(dict.fromkeys(s.modality for s in scores))
+    patterns = {m: list(dict.fromkeys(s.pattern for s in scores if s.modality == m)) for m in modalities}
+    pooled = [(m, rows[ALL if len(patterns[m]) > 1 else patterns[m][0], m]) for m in modalities]
+    text = _render(
+        "evaluation.html",
+        evaluation=evaluation,
+        subjects=len({s.subject for s in scores}),
+        metrics=[metric for metric in METRICS if any(s.metric == metric for s in scores)],
+        labels=METRICS,
+        methods=METHODS,
+        pooled=pooled,
+        single=[(p, m, rows[p, m]) for m in modalities for p in patterns[m] if len(patterns[m]) > 1],
+        plots=[(m, [_plot(scores, m, metric) for metric in ("psnr", "ssim")]) for m in modalities],
+        worst=_worst(evaluation),
+        each=_each(scores),
+        protocol=flatten(evaluation.protocol),
+    )
+    return write(path, text)
+
+
+def _rows(summaries: Sequence[Summary]) -> dict[tuple[str, str], dict[str, dict[str, Summary]]]:
+    """(pattern, modality) -> method -> metric -> summary."""
+    rows: dict[tuple[str, str], dict[str, dict[str, Summary]]] = {}
+    for s in summaries:
+        rows.setdefault((s.pattern, s.modality), {}).setdefault(s.method, {})[s.metric] = s
+    return rows
+
+
+def _plot(scores: Sequence[Score], modality: str, metric: str) -> Any:
+    groups = {
+        words: (method, [s.value for s in scores if (s.modality, s.metric, s.method) == (modality, metric, method)])
+        for method, words in METHODS.items()
+    }
+    return figures.strips({k: v for k, v in groups.items() if v[1]}, METRICS[metric])
+
+
+def _each(scores: Sequence[Score]) -> list[tuple[str, str, str, dict[tuple[str, str], float]]]:
+    """One line a subject, pattern and modality, with its values by (method, metric)."""
+    lines: dict[tuple[str, str, str], dict[tuple[str, str], float]] = {}
+    for s in scores:
+        lines.setdefault((s.subject, s.pattern, s.modality), {})[s.method, s.metric] = s.value
+    return [(*key, values) for key, values in lines.items()]
+
+
+def _worst(evaluation: Evaluation) -> list[tuple[str, str, str, float, str]]:
+    """For each modality where the model did worst: subject, pattern, modality, PSNR, picture."""
+    mine = [s for s in evaluation.scores if (s.method, s.metric) == ("model", "psnr")]
+    out = []
+    for modality in dict.fromkeys(s.modality for s in mine):
+        s = min((s for s in mine if s.modality == modality), key=lambda s: s.value)
+        picture = evaluation.pictures.get((s.subject, s.pattern, s.modality))
+        if picture is not None and picture.exists():
+            out.append((s.subject, s.pattern, s.modality, s.value, figures.data_address(picture.read_bytes())))
+    return out
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("amodal.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["number"] = number
+    environment.globals |= {"version": __version__, "zip": zip, "error_limit": figures.ERROR_LIMIT}
+    return environment.get_template(template).render(**values)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number as it is read: three figures, a dash for what is unknown."""
+    if value is None or value != value:
+        return "–"
+    return f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.{max(digits - 1, 0)}f}"
+
+
+def _names(names: Any) -> str:
+    listed = list(dict.fromkeys(names))
+    return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed) or "nothing"
+
+
+def _windows(panels: Sequence[Panel]) -> dict[str, tuple[float, float]]:
+    """Black and white for every name; the truth's, where there is one, for the synthetic too."""
+    ordered = sorted((p for p in panels if p.status in IMAGES), key=lambda p: p.status == "truth")
+    return {p.name: figures.window(p.volume) for p in ordered}
+
+
+def _errors(panels: Sequence[Panel], windows: Mapping[str, tuple[float, float]]) -> list[Panel]:
+    truths = {p.name: p.volume for p in panels if p.status == "truth"}
+    there = {p.name for p in panels if p.status == "error"}
+    out = []
+    for p in panels:
+        if p.status == "synthetic" and p.name in truths and p.name not in there:
+            low, high = windows[p.name]
+            out.append(Panel(p.name, (p.volume - truths[p.name]) / (high - low), "error"))
+    return out
+
+
+def _mask(panels: Sequence[Panel], windows: Mapping[str, tuple[float, float]]) -> np.ndarray:
+    """The head, from what was acquired (from the synthetic images where nothing was)."""
+    images = [p for p in panels if p.status == "acquired"] or [p for p in panels if p.status in IMAGES]
+    return head_mask(np.stack([(p.volume - windows[p.name][0]) / np.ptp(windows[p.name]) for p in images]))
+
+
+def _colour(panel: Panel, windows: Mapping[str, tuple[float, float]]) -> figures.Colour:
+    special = {"error": figures.signed(), "spread": figures.warm()}
+    return special.get(panel.status) or figures.grey(*windows[panel.name])
+
+
+def _tiles(
+    panel: Panel, spacing: tuple[float, float, float], windows: Mapping[str, tuple[float, float]], box: figures.Box
+) -> dict[str, figures.Tile]:
+    colour = _colour(panel, windows)
+    places = {name: figures.indices(box, name, figures.SLICES[name]) for name in figures.PLANES}
+    return {name: figures.tile(panel.volume, name, spacing, colour, box, where) for name, where in places.items()}
+
+
+def _mosaic(
+    panel: Panel, spacing: tuple[float, float, float], windows: Mapping[str, tuple[float, float]], box: figures.Box
+) -> list[tuple[str, list[figures.Tile]]]:
+    """Through-plane views side by side, where stripes between axial slices would show."""
+    colour, shown = _colour(panel, windows), []
+    for name in ("coronal", "sagittal"):
+        where = figures.indices(box, name, 5, 0.2)
+        shown.append((name, [figures.tile(panel.volume, name, spacing, colour, box, [i]) for i in where]))
+    return shown
+
+
+def _histogram(
+    made: Panel, panels: Sequence[Panel], windows: Mapping[str, tuple[float, float]], mask: np.ndarray
+) -> Any:
+    low, high = windows[made.name]
+    group = [p for p in panels if p.name == made.name and p.status in ("synthetic", "truth")]
+    curves: dict[str, tuple[str, np.ndarray]] = {p.status: (p.status, p.volume[mask]) for p in group}
+    return list(curves), figures.histogram(curves, low, high)
+
+
+def _check(text: str) -> tuple[str, str]:
+    state, _, words = str(text).partition(":")
+    return ("pass" if state.strip() == "pass" else "warn"), (
+        words.strip() if words else "" if state == "pass" else text
+    )
+
+
+def _stripes(made: Sequence[Panel], panels: Sequence[Panel], mask: np.ndarray) -> dict[str, tuple[str, str]]:
+    """The stripes check of every synthetic volume, beside its truth or else beside what was acquired."""
+    out = {}
+    for m in made:
+        truth = [p.volume for p in panels if p.name == m.name and p.status == "truth"]
+        real = truth or [p.volume for p in panels if p.status == "acquired"]
+        if real:
+            ratio = stripe_ratio(m.volume, real, mask)
+            beside = "its truth's" if truth else "the median of the acquired images'"
+            state = "pass" if ratio <= STRIPES_WARN else "warn"
+            words = f"through-plane gradient energy is {ratio:.2f} times {beside} (above {STRIPES_WARN:g} is striped)"
+            out[f"{m.name}: stripes"] = (state, words)
+    return out
+
+
+def _columns(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    return list(dict.fromkeys(metric for methods in scores.values() for row in methods.values() for metric in row))
