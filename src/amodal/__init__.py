@@ -1,8 +1,8 @@
 """amodal completes multi-modal MRI with diffusion models: missing contrasts filled in, on the files' own grid.
 
-    study = amodal.read("sub-01")
-    full = amodal.load("default").complete(study, missing=["FLAIR"])
-    full["FLAIR"].save("flair.nii.gz")
+study = amodal.read("sub-01")
+full = amodal.load("default").complete(study, missing=["FLAIR"])
+full["FLAIR"].save("flair.nii.gz")
 """
 
 from __future__ import annotations

@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from . import __version__
 from .core.config import from_dict, to_dict
-from .core.contract import Batch, Grid, Method, Progress
+from .core.contract import Batch, Grid, Progress
 from .core.device import bf16, pick
 from .core.errors import InputError
 from .core.modality import canonical
@@ -36,6 +38,7 @@ from .nn.layout import convert
 
 FORMAT = 1
 DEFAULT = Path(__file__).parent / "models" / "default"
+_FILES = ("weights.safetensors", "model.json")
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npy", ".npz")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 _BACKGROUND = 0.15  # share of voxels that are exactly 0 in every input, above which the study counts as masked
@@ -44,8 +47,9 @@ _MARGIN = 8  # voxels around the content that the network sees too
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """A completed study. `study` holds what was acquired, untouched, and what was made; `scaled` what was made in units of
-    the modality's own window, [0, 1] on the reference's grid; `spread` the SD over samples in the study's units."""
+    """A completed study. `study` holds what was acquired, untouched, and what was made; `scaled` what was made in
+    units of the modality's own window, [0, 1] on the reference's grid; `spread` the SD over samples in the study's
+    units, `scaled_spread` in those of the window."""
 
     study: Study
     inputs: tuple[str, ...]
@@ -82,7 +86,8 @@ class Model:
     def targets(self, available: Sequence[str], missing: Sequence[str] | None = None) -> tuple[str, ...]:
         """What `complete` will make: `missing`, or all the model knows and the study lacks. InputError if it cannot."""
         known = ", ".join(self.modalities)
-        wanted = [canonical(name) for name in missing] if missing else [m for m in self.modalities if m not in available]
+        absent = [m for m in self.modalities if m not in available]
+        wanted = [canonical(name) for name in missing] if missing else absent
         for name in wanted:
             if name not in self.modalities:
                 raise InputError(f"the model does not know {name}; it makes {known}.")
@@ -90,16 +95,19 @@ class Model:
             raise InputError(f"nothing is missing of {known}; name a modality to make with --missing.")
         if not [m for m in self.modalities if m in available and m not in wanted]:
             seen = ", ".join(available) or "nothing"
-            raise InputError(f"the study has {seen} and {', '.join(wanted)} is to be made; give another of {known} to make it from.")
+            raise InputError(
+                f"the study has {seen} and {', '.join(wanted)} is to be made; give another of {known} to make it from."
+            )
         return tuple(m for m in self.modalities if m in wanted)
 
     def complete(
-        self, study: Study, missing: Sequence[str] | None = None, samples: int = 1, seed: int = 0, *, steps: int | None = None,
-        chunk: int | None = None, progress: Progress | None = None,
+        self, study: Study, missing: Sequence[str] | None = None, samples: int = 1, seed: int = 0, *,
+        steps: int | None = None, chunk: int | None = None, sampler: str | None = None,
+        progress: Progress | None = None,
     ) -> Completion:  # fmt: skip
-        """Make what is missing of a study whose volumes share one grid. `missing` may name what is there: it is hidden.
+        """Make what is missing of a study whose volumes share one grid. `missing` may name what is there, to hide it.
 
-        With `samples` K > 1 the result is the mean of K draws, and `spread` their SD. The same seed gives the same image.
+        With `samples` K > 1 the result is the mean of K draws, `spread` their SD. The same seed gives the same image.
         """
         start = time.perf_counter()
         if samples < 1:
@@ -110,27 +118,29 @@ class Model:
         frame = Frame.of(given[inputs[0]], self.grid)
         stack, there = self._stack(given, frame)
         part = _content(stack[there], self.method.dims)
-        method = self._with(steps, chunk)
+        method = self._with(steps=steps, chunk=chunk, posterior=sampler)
         draws = [
             self._draw(method, stack[part], there, seed, k, part, _share(progress, k, samples)) for k in range(samples)
         ]
         mean, spread = _moments(draws)
         outside = _background(given)
-        scaled, sd = ({m: self._leave(x[i], stack.shape, part, frame, outside) for i, m in enumerate(self.modalities) if m in made}
-                      for x in (mean, spread))  # fmt: skip
+        rows = [(i, m) for i, m in enumerate(self.modalities) if m in made]
+        scaled, sd = (
+            {m: self._leave(x[i], stack.shape, part, frame, outside) for i, m in rows} for x in (mean, spread)
+        )
         return self._completion(study, given, made, scaled, sd, samples, seed, method.config, frame, start)
 
     # what `complete` is made of
 
-    def _with(self, steps: int | None, chunk: int | None) -> Any:
-        """The method with some settings replaced; weights are shared."""
-        changed = {k: v for k, v in {"steps": steps, "chunk": chunk}.items() if v is not None}
+    def _with(self, **settings: int | str | None) -> Any:
+        """The method with some settings replaced (None: as it is); weights are shared."""
+        changed = {key: value for key, value in settings.items() if value is not None}
         method = copy.copy(self.method)
-        method.config = dataclasses.replace(self.method.config, **changed)
+        method.config = from_dict(type(method.config), {**to_dict(method.config), **changed})
         return method
 
     def _stack(self, given: Study, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-        """[M, X, Y, Z] in [-1, 1] on the network's grid, -1 where there is nothing, and which modalities are there [M]."""
+        """[M, X, Y, Z] in [-1, 1] on the network's grid, -1 where nothing is, and which modalities are there [M]."""
         stack = np.full((len(self.modalities), *frame.shape), -1, np.float32)
         for i, name in enumerate(self.modalities):
             if name in given:
@@ -151,7 +161,8 @@ class Model:
             rng = Rng.of(seed, first + len(images), "complete", sample)[first:]
         else:
             images, rng = images[None], Rng.of(seed, 1, "complete", sample)
-        present = torch.from_numpy(there).reshape(1, -1, *[1] * (images.ndim - 2)).expand(len(images), *[-1] * (images.ndim - 1))
+        present = torch.from_numpy(there).reshape(1, -1, *[1] * (images.ndim - 2))
+        present = present.expand(len(images), *present.shape[1:])
         out = method.complete(Batch(images, present).to(device), rng, progress).float().cpu()
         return (out.movedim(0, -1) if method.dims == 2 else out[0]).numpy()
 
@@ -165,8 +176,8 @@ class Model:
         return home if outside is None else np.where(outside, np.float32(0), home)
 
     def _completion(
-        self, study: Study, given: Study, made: tuple[str, ...], scaled: dict[str, np.ndarray], sd: dict[str, np.ndarray],
-        samples: int, seed: int, config: Any, frame: Frame, start: float,
+        self, study: Study, given: Study, made: tuple[str, ...], scaled: dict[str, np.ndarray],
+        sd: dict[str, np.ndarray], samples: int, seed: int, config: Any, frame: Frame, start: float,
     ) -> Completion:  # fmt: skip
         reference, volumes, spread = given[given.modalities[0]], dict(given.volumes), {}
         for name in made:
@@ -205,19 +216,19 @@ class Model:
     # on disk
 
     def save(self, folder: str | Path, half: bool = False) -> Path:
-        """Write weights.safetensors and model.json; `half` stores 16-bit weights. The folder is complete or not changed."""
+        """Write weights.safetensors and model.json; `half` stores 16-bit weights. Nothing is left half-written."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         kind = torch.float16 if half else torch.float32
         state = {k: v.detach().cpu().contiguous().to(kind if v.is_floating_point() else v.dtype)
                  for k, v in self.method.state_dict().items()}  # fmt: skip
         weights, temporary = folder / "weights.safetensors", folder / ".weights.safetensors.part"
-        save_file(state, str(temporary))
+        temporary.write_bytes(to_bytes(state))
         self.sha256 = sha256(temporary)
         about = {
             "format": FORMAT, "amodal": __version__, "method": self.name, "modalities": list(self.modalities),
-            "config": to_dict(self.method.config), "grid": to_dict(self.grid), "windows": {k: list(v) for k, v in self.windows.items()},
-            "sha256": self.sha256, "card": self.card,
+            "config": to_dict(self.method.config), "grid": to_dict(self.grid),
+            "windows": {k: list(v) for k, v in self.windows.items()}, "sha256": self.sha256, "card": self.card,
         }  # fmt: skip
         page = folder / ".model.json.part"
         page.write_text(json.dumps(about, indent=1) + "\n")
@@ -227,12 +238,17 @@ class Model:
 
 
 def load(where: str | Path = "default", *, device: str = "auto", precision: str = "auto") -> Model:
-    """A model by name: `default`, a folder, or a Hugging Face hub id `owner/name[@revision]` (the only case that asks the
-    network). InputError if the folder holds a pickle, another format version, or weights whose sha256 is not the stated one."""
+    """A model by name: `default`, a folder, or a Hugging Face hub id `owner/name[@revision]` (the only case that asks
+    the network). InputError if the folder holds a pickle, another format version, or weights whose sha256 is not the
+    stated one."""
     folder = _find(where)
     about = _about(folder)
     method = build(about)
-    method.load_state_dict({k: v.float() for k, v in load_file(str(folder / "weights.safetensors")).items()})
+    weights = folder / "weights.safetensors"
+    try:
+        method.load_state_dict({k: v.float() for k, v in load_file(str(weights)).items()})
+    except (RuntimeError, SafetensorError) as error:
+        raise InputError(f"{weights} are not the weights of the network in model.json; fetch the model anew.") from error
     target = pick(device)
     half = bf16(precision, target)
     convert(method, torch.bfloat16 if half else torch.float32).to(target).eval().requires_grad_(False)
@@ -243,8 +259,8 @@ def load(where: str | Path = "default", *, device: str = "auto", precision: str 
     )  # fmt: skip
 
 
-def build(about: Mapping[str, Any]) -> Method:
-    """The untrained method a model.json describes."""
+def build(about: Mapping[str, Any]) -> Any:
+    """The untrained method (a Method and a torch.nn.Module) a model.json describes."""
     name = about["method"]
     if name not in METHODS:
         raise InputError(f"the model is of method {name!r}; this version knows {', '.join(METHODS)}.")
@@ -268,48 +284,56 @@ def _is_hub(where: str | Path) -> bool:
 
 
 def _find(where: str | Path) -> Path:
-    if where == "default":
-        return DEFAULT
-    if _is_hub(where):
-        from huggingface_hub import snapshot_download
-
-        name, _, revision = str(where).partition("@")
-        try:
-            return Path(snapshot_download(name, revision=revision or None, allow_patterns=["weights.safetensors", "model.json"]))
-        except Exception as error:  # the hub's errors are many; the user needs one sentence
-            raise InputError(f"{where} is no folder here and could not be had from the hub ({type(error).__name__}); "
-                             "give the path of a model folder.") from error  # fmt: skip
-    folder = Path(where)
+    folder = DEFAULT if where == "default" else _fetch(str(where)) if _is_hub(where) else Path(where)
     if not is_model(folder):
-        raise InputError(f"{where} is no model: a folder with model.json and weights.safetensors is needed, or `default`.")
+        raise InputError(f"{where} is no model; give a folder with model.json and weights.safetensors, or `default`.")
     return folder
+
+
+def _fetch(where: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = where.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_FILES)))
+    except Exception as error:  # the hub's errors are many; the user needs one sentence
+        raise InputError(
+            f"{where} is no folder here and could not be had from the hub ({type(error).__name__}); "
+            "give the path of a model folder."
+        ) from error
 
 
 def _about(folder: Path) -> dict[str, Any]:
     if pickles := sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES):
-        raise InputError(f"{folder} holds {pickles[0]}, which may carry code; a model is safetensors and JSON only, remove the file.")
+        raise InputError(
+            f"{folder} holds {pickles[0]}, which may carry code; a model is safetensors and JSON only, remove the file."
+        )
+    page = folder / "model.json"
     try:
-        about = json.loads((folder / "model.json").read_text())
+        about = json.loads(page.read_text())
         version = about["format"]
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"{folder / 'model.json'} is no model description; train the model again or fetch it anew.") from error
+        raise InputError(f"{page} is no model description; train the model again or fetch it anew.") from error
     if version != FORMAT:
-        raise InputError(f"{folder} has model format {version!r}; this version reads {FORMAT}, update amodal or the model.")
+        raise InputError(
+            f"{folder} has model format {version!r}; this version reads {FORMAT}, update amodal or the model."
+        )
     if missing := {"method", "config", "grid", "windows", "card", "sha256", "modalities"} - set(about):
-        raise InputError(f"{folder / 'model.json'} lacks {sorted(missing)[0]}; fetch the model anew.")
+        raise InputError(f"{page} lacks {sorted(missing)[0]}; fetch the model anew.")
     weights = folder / "weights.safetensors"
     found = sha256(weights) if weights.is_file() else "no file"
     if found != about["sha256"]:
-        raise InputError(f"{weights} has sha256 {found[:12]}, model.json says {str(about['sha256'])[:12]}; fetch the model anew.")
+        stated = str(about["sha256"])[:12]
+        raise InputError(f"{weights} has sha256 {found[:12]}, model.json says {stated}; fetch the model anew.")
     return about
 
 
 def _content(stack: np.ndarray, dims: int) -> tuple[slice, ...]:
     """The box around what is not background (all axes of [M, X, Y, Z]); 2-D methods need no margin between slices."""
-    content = (stack > -0.98).any(0)
+    content: np.ndarray = np.any(stack > -0.98, axis=0)
     box: list[slice] = [slice(None)]
     for axis in range(3):
-        where = np.flatnonzero(content.any(tuple(a for a in range(3) if a != axis)))
+        where = np.flatnonzero(np.any(content, axis=tuple(a for a in range(3) if a != axis)))
         margin = 0 if dims == 2 and axis == 2 else _MARGIN
         box.append(slice(max(0, where[0] - margin), min(content.shape[axis], where[-1] + 1 + margin)))
     return tuple(box)
@@ -323,9 +347,9 @@ def _background(given: Study) -> np.ndarray | None:
 
 def _moments(draws: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and SD over samples, in [0, 1] units."""
-    unit = [(d + 1) / 2 for d in draws]
-    mean = np.mean(unit, axis=0, dtype=np.float32)
-    return mean, (np.std(unit, axis=0, ddof=1, dtype=np.float32) if len(unit) > 1 else np.zeros_like(mean))
+    unit = (np.stack(draws) + 1) / 2
+    mean = np.asarray(unit.mean(axis=0), np.float32)
+    return mean, np.asarray(unit.std(axis=0, ddof=1), np.float32) if len(unit) > 1 else np.zeros_like(mean)
 
 
 def _share(progress: Progress | None, k: int, samples: int) -> Progress | None:

@@ -20,7 +20,7 @@ class Gaussian:
     shape: tuple[int, ...]
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[x0 | x_t] for t [B], or for t [B, M] with a time a modality: G = C A (A C A + S^2)^-1 with diagonal A, S."""
+        """E[x0 | x_t] for t [B], or t [B, M] with a time a modality: G = C A (A C A + S^2)^-1 with diagonal A, S."""
         if not (t == t[:1]).all():
             return torch.cat([self.denoise(x[i : i + 1], t[i : i + 1]) for i in range(len(x))])
         alpha, sigma = self.process.at(t[0])

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 from lightning_fabric import Fabric
-from .toys import PLAN, Line, Toy, data
 
 from amodal.core.contract import Batch, Player, Stage
 from amodal.core.errors import AmodalError, InputError
 from amodal.core.rng import Rng
 from amodal.train import log, machine, optim
 from amodal.train.engine import Plan, fit, run
+
+from .toys import PLAN, Line, Toy, data
 
 
 def lines(folder):

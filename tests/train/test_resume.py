@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from .toys import PLAN, Line, Toy, data, slow
 
 from amodal.core.errors import InputError
 from amodal.train import checkpoint, log
 from amodal.train.engine import Plan, fit
+
+from .toys import PLAN, Line, Toy, data, slow
 
 
 def curve(folder):

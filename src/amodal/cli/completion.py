@@ -30,6 +30,7 @@ class Job:
     model: str = "default"
     samples: int = 1
     steps: int | None = None
+    sampler: str | None = None
     batch: int | None = None
     workers: int = 1
     device: str = "auto"
@@ -104,7 +105,8 @@ def _complete(job: Job, row: Row, study: Study, model: Model, out: Derivatives, 
     """One subject: make, compare with what was hidden, write images, sidecars and the report."""
     label = row.source.label
     with console.progress(f"{label}: {', '.join(row.make)}", job.quiet) as tick:
-        full = model.complete(study, row.make, job.samples, job.seed, steps=job.steps, chunk=job.batch, progress=tick)
+        settings = {"steps": job.steps, "chunk": job.batch, "sampler": job.sampler}
+        full = model.complete(study, row.make, job.samples, job.seed, **settings, progress=tick)  # type: ignore[arg-type]
     entry.warnings += full.notes
     entry.scores = present.scores(model, study, full, row.hidden)
     out.prepare(job.overwrite)

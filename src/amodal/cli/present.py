@@ -14,7 +14,7 @@ from ..data.bids import Derivatives
 from ..data.intensity import Window
 from ..data.nifti import sha256
 from ..data.volume import Source, Study
-from ..evaluate import MODEL, measure
+from ..evaluate import MODEL, measure, slice_axis
 from ..metrics.baselines import KINDS, Baselines
 from ..metrics.image import head_mask
 from ..model import Completion, Model
@@ -40,13 +40,14 @@ def scores(model: Model, study: Study, full: Completion, hidden: tuple[str, ...]
     mask = head_mask((stack[[name in study for name in model.modalities]] + 1) / 2)
     baselines = Baselines.from_dict(model.card["baselines"]) if model.card.get("baselines") else None
     given = [name for name, flag in zip(model.modalities, seen) if flag]
+    axis = slice_axis(study[study.reference].affine)
     out: dict[str, dict[str, dict[str, float]]] = {}
     for name in hidden:
         truth = (stack[model.modalities.index(name)] + 1) / 2
-        out[name] = {MODEL: measure(full.scaled[name], truth, mask)}
+        out[name] = {MODEL: measure(full.scaled[name], truth, mask, axis)}
         for kind in KINDS:
             if baselines is not None and baselines.available(kind, name, given):
-                out[name][kind] = measure((baselines.predict(stack, seen, name, kind) + 1) / 2, truth, mask)
+                out[name][kind] = measure((baselines.predict(stack, seen, name, kind) + 1) / 2, truth, mask, axis)
     return out
 
 

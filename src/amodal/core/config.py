@@ -22,12 +22,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
     """Build the dataclass `kind` from JSON values; InputError on an unknown key, a missing one or a wrong type."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{where or kind.__name__}: expected a table of settings, found {values!r}.")
+        raise InputError(f"{where.rstrip('.') or kind.__name__}: expected a table of settings, found {values!r}.")
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
     if unknown := sorted(set(values) - set(fields)):
         raise InputError(f"{where}{unknown[0]}: no such setting; choose one of {', '.join(fields)}.")
-    required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    unset = dataclasses.MISSING
+    required = [n for n, f in fields.items() if f.default is unset and f.default_factory is unset]
     if missing := [n for n in required if n not in values]:
         raise InputError(f"{where}{missing[0]}: this setting is missing; give it a value.")
     return kind(**{name: _coerce(hints[name], value, where + name) for name, value in values.items()})

@@ -45,8 +45,11 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Batch:
-    """A stack of modalities with a presence mask. `images` [B, M, *spatial] in [-1, 1]; what is absent may hold anything
-    finite. `present` is bool and broadcasts to `images`: [B, M, 1, 1] for modalities, finer for slices and voxels."""
+    """A stack of modalities with a presence mask.
+
+    `images` [B, M, *spatial] in [-1, 1]; what is absent may hold anything finite. `present` is bool and broadcasts to
+    `images`: [B, M, 1, 1] for modalities, finer for slices and voxels.
+    """
 
     images: Tensor
     present: Tensor
@@ -72,7 +75,7 @@ class Player:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: `forward(batch, rng)` computes what all players' losses need, each player then steps in turn."""
+    """One stage of training: `forward(batch, rng)` computes what the players' losses need, then each steps in turn."""
 
     name: str
     forward: Callable[[Batch, Rng], Any]

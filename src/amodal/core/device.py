@@ -13,7 +13,8 @@ def pick(device: str = "auto") -> torch.device:
     if name not in ("auto", "cpu", "cuda", "mps") or (number and not (number.isdigit() and name == "cuda")):
         raise InputError(f"device={device!r}: choose auto, cpu, cuda, cuda:N or mps.")
     if name == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
-        raise InputError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices, choose auto or cpu.")
+        there = torch.cuda.device_count()
+        raise InputError(f"device={device!r}: this machine has {there} CUDA devices, choose auto or cpu.")
     if name == "mps" and not torch.backends.mps.is_available():
         raise InputError(f"device={device!r}: this machine has no such device, choose auto or cpu.")
     if name == "auto":

@@ -7,7 +7,11 @@ from .errors import InputError
 # canonical name -> (BIDS suffix, BIDS entities that belong to the name, what others call it)
 _TABLE: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
     "T1w": ("T1w", {}, ("t1", "t1n", "t1w", "t1native", "mprage")),
-    "T1Gd": ("T1w", {"ce": "gadolinium"}, ("t1ce", "t1c", "t1gd", "t1post", "t1wce", "t1wgd", "ce-gadolinium_t1w", "t1km")),
+    "T1Gd": (
+        "T1w",
+        {"ce": "gadolinium"},
+        ("t1ce", "t1c", "t1gd", "t1post", "t1wce", "t1wgd", "ce-gadolinium_t1w", "t1km"),
+    ),
     "T2w": ("T2w", {}, ("t2", "t2w")),
     "FLAIR": ("FLAIR", {}, ("flair", "t2f", "fl", "t2flair", "t2wflair")),
     "PDw": ("PDw", {}, ("pd", "pdw")),
@@ -24,7 +28,8 @@ def canonical(name: str) -> str:
     """The canonical name of a modality (`t1ce` -> `T1Gd`); InputError if nobody calls a modality that."""
     found = ALIASES.get(name.strip().lower())
     if found is None:
-        raise InputError(f"modality {name!r} is unknown; choose one of {', '.join(MODALITIES)} (or a usual alias such as t1ce, t2f, pd).")
+        known = f"{', '.join(MODALITIES)} (or a usual alias such as t1ce, t2f, pd)"
+        raise InputError(f"modality {name!r} is unknown; choose one of {known}.")
     return found
 
 

@@ -268,7 +268,7 @@ def _cut(array: np.ndarray, starts: Sequence[int], crop: Sequence[int]) -> np.nd
 
 
 def _augment(image: np.ndarray, present: np.ndarray, draw: np.random.Generator, jitter: bool) -> np.ndarray:
-    """Left-right flip (half of the time); with `jitter` gain and gamma on the [0, 1] scale, per modality, half the time."""
+    """Left-right flip, half of the time; with `jitter` gain and gamma on the [0, 1] scale, likewise, per modality."""
     if draw.random() < 0.5:
         image = image[:, ::-1].copy()
     for layer, there in zip(image, present):

@@ -76,7 +76,7 @@ class Denoiser(nn.Module):
         return (error * where).sum() / where.sum().clamp(min=1)
 
     def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """min(SNR, gamma) in x0 space, carried to the space of the prediction: an x0 error of e is one of (p - q a/s) e."""
+        """min(SNR, gamma) in x0 space, carried to that of the prediction: an x0 error of e is one of (p - q a/s) e."""
         if self.snr_limit == 0:
             return torch.ones_like(alpha)
         p, q = TARGETS[self.prediction](alpha, sigma)

@@ -1,7 +1,8 @@
 """Noising processes. A process is two numbers: x_t = alpha_t x_0 + sigma_t eps, with t = 0 the clean image.
 
-    DDPM(T, schedule)   Ho et al. 2020; schedules linear (same), scaled_linear (Rombach et al. 2022), cosine (Nichol & Dhariwal 2021)
-    RectifiedFlow()     Liu et al. 2023: alpha = 1 - t, sigma = t
+DDPM(T, schedule)   Ho et al. 2020; schedules linear (same), scaled_linear (Rombach et al. 2022),
+                    cosine (Nichol & Dhariwal 2021)
+RectifiedFlow()     Liu et al. 2023: alpha = 1 - t, sigma = t
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Samplers: functions of a denoiser, a process, a noisy start and a falling grid of times. They share one step.
 
-    ddim       Song et al. 2021; eta = 0 deterministic (Euler on a rectified flow), eta = 1 ancestral DDPM
-    heun       second order: the step is taken again with the mean of both ends' predictions
-    multistep  DPM-Solver++(2M), Lu et al. 2022: second order at one evaluation a step
-    repaint    ancestral, each step taken `repeats` times with the noise put back between (Lugmayr et al. 2022)
-    renoise    x_s = alpha_s x0 + sigma_s eps with fresh noise; not a sampler of the law but of plug-in refinement
+ddim       Song et al. 2021; eta = 0 deterministic (Euler on a rectified flow), eta = 1 ancestral DDPM
+heun       second order: the step is taken again with the mean of both ends' predictions
+multistep  DPM-Solver++(2M), Lu et al. 2022: second order at one evaluation a step
+repaint    ancestral, each step taken `repeats` times with the noise put back between (Lugmayr et al. 2022)
+renoise    x_s = alpha_s x0 + sigma_s eps with fresh noise; not a sampler of the law but of plug-in refinement
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from ..core.rng import Rng
 from .denoiser import Denoise
 from .process import Process
 
+Take = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, t, s): x at time t -> x at time s
 
-def step(process: Process, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, eta: float = 0.0, rng: Rng | None = None) -> Tensor:
+
+def step(
+    process: Process, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, eta: float = 0.0, rng: Rng | None = None
+) -> Tensor:
     """From time t down to s, given the prediction x0 (DDIM, Eq. 12 of Song et al. 2021, for any alpha and sigma)."""
     (at, st), (as_, ss) = process.at(t), process.at(s)
     up = torch.zeros_like(ss)
@@ -36,9 +40,7 @@ def step(process: Process, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, eta: flo
     return x
 
 
-def _walk(
-    process: Process, x: Tensor, times: Tensor, progress: Progress | None, take: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Tensor:
+def _walk(x: Tensor, times: Tensor, progress: Progress | None, take: Take) -> Tensor:
     times = times.to(x.device)
     for i in range(len(times) - 1):
         x = take(x, times[i], times[i + 1])
@@ -55,12 +57,12 @@ def ddim(
     denoise: Denoise, process: Process, x: Tensor, times: Tensor, rng: Rng | None = None, eta: float = 0.0,
     progress: Progress | None = None,
 ) -> Tensor:  # fmt: skip
-    """x [B, ...] at times[0] -> a sample at times[-1]; the last step returns the prediction itself when it ends at 0."""
+    """x [B, ...] at times[0] -> a sample at times[-1]; the last step returns the prediction when it ends at 0."""
 
     def take(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return step(process, x, denoise(x, _each(t, x)), t, s, eta, rng)
 
-    return _walk(process, x, times, progress, take)
+    return _walk(x, times, progress, take)
 
 
 def heun(denoise: Denoise, process: Process, x: Tensor, times: Tensor, progress: Progress | None = None) -> Tensor:
@@ -73,7 +75,7 @@ def heun(denoise: Denoise, process: Process, x: Tensor, times: Tensor, progress:
             return guess
         return step(process, x, (first + denoise(guess, _each(s, x))) / 2, t, s)
 
-    return _walk(process, x, times, progress, take)
+    return _walk(x, times, progress, take)
 
 
 def multistep(denoise: Denoise, process: Process, x: Tensor, times: Tensor, progress: Progress | None = None) -> Tensor:
@@ -93,7 +95,7 @@ def multistep(denoise: Denoise, process: Process, x: Tensor, times: Tensor, prog
         past[:] = [(here, x0)]
         return step(process, x, use, t, s)
 
-    return _walk(process, x, times, progress, take)
+    return _walk(x, times, progress, take)
 
 
 def repaint(
@@ -112,7 +114,7 @@ def repaint(
             x = at / as_ * down + up * rng.normal_like(x)
         return down
 
-    return _walk(process, x, times, progress, take)
+    return _walk(x, times, progress, take)
 
 
 def renoise(
@@ -125,4 +127,4 @@ def renoise(
         alpha, sigma = process.at(s)
         return alpha * x0 + sigma * rng.normal_like(x0) if sigma > 0 else x0
 
-    return _walk(process, x, times, progress, take)
+    return _walk(x, times, progress, take)

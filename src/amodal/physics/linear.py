@@ -81,6 +81,8 @@ def conjugate_gradients(
     return x
 
 
-def solve(A: Linear, y: Tensor, x: Tensor, weight: float | Tensor, iterations: int = 20, tolerance: float = 1e-6) -> Tensor:
+def solve(
+    A: Linear, y: Tensor, x: Tensor, weight: float | Tensor, iterations: int = 20, tolerance: float = 1e-6
+) -> Tensor:
     """argmin_z 1/2 ||A z - y||^2 + weight/2 ||z - x||^2 by conjugate gradients, started at x."""
     return conjugate_gradients(lambda z: A.H(A(z)) + weight * z, A.H(y) + weight * x, x, iterations, tolerance)

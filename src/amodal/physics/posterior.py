@@ -1,10 +1,10 @@
 """Bends that make a prior look at data: functions from a denoiser to a denoiser (samplers stay as they are).
 
-    y = A x + n             what was seen, an Observation
-    project                 x0 <- y where a voxel is known                       (MDS, clean modalities)
-    hold                    known modalities are shown to the network clean, at time 0
-    proximal                x0 <- argmin 1/2 ||y - A z||^2 + gamma/2 ||z - x0||^2   (MDS; Chung et al. 2024, decomposed sampling)
-    gradient                x0 <- x0 + (s^2/a) grad log p(y | x_t), through the network (MPS; Chung et al. 2023, posterior sampling)
+y = A x + n    what was seen, an Observation
+project        x0 <- y where a voxel is known (MDS, clean modalities)
+hold           known modalities are shown to the network clean, at time 0
+proximal       x0 <- argmin 1/2 ||y - A z||^2 + gamma/2 ||z - x0||^2 (MDS; Chung et al. 2024, decomposed sampling)
+gradient       x0 <- x0 + (s^2/a) grad log p(y | x_t), through the network (MPS; Chung et al. 2023, posterior sampling)
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def _template() -> sitk.Image:
     try:
         import nilearn
     except ImportError as error:
-        raise InputError('the MNI152 template comes with nilearn; install it: pip install "amodal[phantom]".') from error
+        what = 'the MNI152 template comes with nilearn; install it: pip install "amodal[phantom]".'
+        raise InputError(what) from error
     name = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
     return sitk.ReadImage(str(Path(nilearn.__file__).parent / "datasets" / "data" / name), sitk.sitkFloat32)
 

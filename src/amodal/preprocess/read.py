@@ -11,7 +11,7 @@ from .align import prepare
 
 
 def read(path: str | Path) -> Study:
-    """The study at `path` (a subject's or session's folder), its volumes on one grid. InputError if it is not exactly one."""
+    """The study at `path` (a subject's or session's folder), its volumes on one grid; InputError if not exactly one."""
     sources = layouts.find(Path(path))
     if len(sources) != 1:
         names = ", ".join(s.label for s in sources[:5])

@@ -226,7 +226,7 @@ def _colours(picture: np.ndarray) -> np.ndarray:
 
 def _encode(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "JPEG", quality=QUALITY, optimize=True, subsampling=0)
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
     return buffer.getvalue()
 
 

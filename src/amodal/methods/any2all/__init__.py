@@ -8,19 +8,22 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ...nn.unet import UNet, UNetConfig
+from ...nn.unet import UNetConfig
 from .system import Any2all, Config
 
-PAPER = "Any2all: A Unified Framework for Multimodal Image Reconstruction and Synthesis using Denoising Diffusion Models (2025)"
+PAPER = (
+    "Any2all: A Unified Framework for Multimodal Image Reconstruction and Synthesis using Denoising Diffusion Models "
+    "(2025)"
+)
 TASKS = ("missing modalities",)
 BRAIN = ("T1w", "T1Gd", "T2w", "FLAIR")
 
 
 def published() -> Config:
-    """The paper's model: T1w, FLAIR, T2*, CT, PET; guided-diffusion's 256 x 256 network; 1000 cosine steps, noise prediction.
+    """The paper's model: T1w, FLAIR, T2*, CT, PET; a 256 x 256 network; 1000 cosine steps, noise prediction.
 
-    1.5 M steps at batch 24 (two weeks on four A6000); MDS 150 steps. What the text leaves open (width of the network, eta,
-    learning rate 1e-4, EMA 0.9999) follows guided-diffusion's published 256 x 256 model.
+    1.5 M steps at batch 24 (two weeks on four A6000); MDS 150 steps. What the text leaves open (width of the network,
+    eta, learning rate 1e-4, EMA 0.9999) follows guided-diffusion's published 256 x 256 model.
     """
     modalities = ("T1w", "FLAIR", "T2starw", "CT", "PET")
     net = UNetConfig(
@@ -32,13 +35,11 @@ def published() -> Config:
         head_size=64,
         resample="residual",
     )
-    return Config(
-        modalities, net, prediction="noise", snr_limit=0.0, times="shared", solver="ddim", steps=150, eta=0.85, coupling=0.0
-    )
+    return Config(modalities, net, prediction="noise", times="shared", solver="ddim", steps=150, eta=0.85, coupling=0.0)
 
 
 def small() -> Config:
-    """The default model's layout: one time a modality, v prediction, a network that runs at half resolution; 12 steps."""
+    """The default model's: one time a modality, v prediction, a network that runs at half resolution, 12 steps."""
     return Config(BRAIN, _unet(BRAIN, (32, 64, 128, 128), (False,) * 4, 32, patch=2, times=4, groups=16))
 
 
@@ -48,8 +49,8 @@ def tiny() -> Config:
 
 
 def _unet(
-    modalities: tuple[str, ...], channels: tuple[int, ...], attention: tuple[bool, ...], head_size: int, patch: int, times: int,
-    groups: int = 32, blocks: int = 1,
+    modalities: tuple[str, ...], channels: tuple[int, ...], attention: tuple[bool, ...], head_size: int, patch: int,
+    times: int, groups: int = 32, blocks: int = 1,
 ) -> UNetConfig:  # fmt: skip
     n = len(modalities)
     return UNetConfig(n, n, channels, blocks, attention, head_size, patch=patch, times=times, groups=groups)
@@ -66,5 +67,6 @@ def build(config: Config) -> Any2all:
 def networks(config: Config) -> dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]]:
     """Each network on the meta device with inputs to count it by (batch 1, 256 x 256)."""
     with torch.device("meta"):
-        net = UNet(config.net)
-        return {"prior": (net, (torch.empty(1, config.net.in_channels, 256, 256), torch.empty(1)))}
+        times = 1 if config.times == "shared" else config.net.in_channels
+        x, label = torch.empty(1, config.net.in_channels, 256, 256), torch.zeros(1, times)
+        return {"prior": (build(config).prior.net, (x, label))}

@@ -1,12 +1,12 @@
 """Any2all: train one prior on stacks x = (x_1 .. x_M) of modalities; at inference y = A x, A block-diagonal (Eq. 2).
 
-    clean      A_m = identity     MDS replaces the prediction (Eq. 6, special case); our priors are shown it at time 0
+    clean      A_m = identity     MDS replaces the prediction (Eq. 6, special case); our priors see it at time 0
     missing    A_m = 0            nothing to do: the prior fills it in
     measured   A_m = physics      MDS: proximal step by conjugate gradients; MPS: gradient through the network
 
-Beyond the paper, each a setting: `times="own"`, one noise level a modality in training, so that the one prior is exact for
-every subset of clean modalities and learns from subjects that lack some; a multistep solver of 12 steps in place of 150;
-noise that is correlated between neighbouring slices, against stripes through the plane.
+Beyond the paper, each a setting: `times="own"`, one noise level a modality in training, so that the one prior is exact
+for every subset of clean modalities and learns from subjects that lack some; a multistep solver of 12 steps in place of
+150; noise that is correlated between neighbouring slices, against stripes through the plane.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from ...diffusion.samplers import ddim, heun, multistep, repaint
 from ...nn.unet import UNet, UNetConfig
 from ...physics.linear import mask
 from ...physics.posterior import Observation, gradient, hold, project
+from .network import StackNet
 from .slices import correlate, smooth
 
 
 @dataclass(frozen=True)
 class Config:
-    """`times`: "shared", one time for the stack (the paper); "own", one a modality. `coupling`: how far the starting noise
-    of neighbouring slices is alike (standard deviation in slices, 0 independent). `smoothing`: how much a prediction is
-    drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation."""
+    """`times`: "shared", one time for the stack (the paper); "own", one a modality. `coupling`: how far the starting
+    noise of neighbouring slices is alike (standard deviation in slices, 0 independent). `smoothing`: how much a
+    prediction is drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation."""
 
     modalities: tuple[str, ...]
     net: UNetConfig
@@ -54,8 +55,8 @@ class Config:
 
 
 class Any2all(nn.Module):
-    """The prior and how it is adapted. A sample is an axial slice [M, X, Y]; a batch of `complete` is a volume's slices in
-    order, so that neighbours can be coupled."""
+    """The prior and how it is adapted. A sample is an axial slice [M, X, Y]; a batch of `complete` is a volume's slices
+    in order, so that neighbours can be coupled."""
 
     dims = 2
 
@@ -70,7 +71,8 @@ class Any2all(nn.Module):
         self.config = config
         self.modalities = config.modalities
         process = DDPM(config.timesteps, config.schedule)
-        self.prior = Denoiser(UNet(config.net), process, config.prediction, config.snr_limit)
+        net = StackNet(config.net, process) if config.times == "own" else UNet(config.net)
+        self.prior = Denoiser(net, process, config.prediction, config.snr_limit)
 
     # training
 
@@ -96,15 +98,18 @@ class Any2all(nn.Module):
         return self.prior.process.draw(u).expand(present.shape)
 
     def _own_times(self, present: Tensor, rng: Rng) -> Tensor:
-        """Times [B, M]. Of what is present, a random subset is clean (time 0) and the rest shares a time: what `complete` will
-        meet. One sample in eight has all modalities at independent times; what is absent is at the end of time."""
+        """Times [B, M]. Of what is present, a random subset is clean (time 0) and the rest shares a time: what
+        `complete` will meet. One sample in eight has all modalities at independent times; what is absent is at the end
+        of time."""
+        # u ** 0.6: more of the noisy end, where what is made is decided
         process, device = self.prior.process, present.device
         order, u, kind = (rng.uniform(n).to(device) for n in (present.shape[1], present.shape[1] + 1, 2))
         rank = torch.where(present, order, torch.full_like(order, 2.0)).argsort(1).argsort(1)
         count = present.sum(1)
-        clean = (kind[:, 1] * count).floor().clamp(max=count - 1)  # 0 .. count - 1 modalities are given
+        # 0 .. count - 1 modalities are given, many more often than few: studies lack one thing or two
+        clean = (kind[:, 1] ** 0.6 * count).floor().clamp(max=count - 1)
         given = rank < clean[:, None]
-        t = torch.where(given, torch.zeros_like(order), process.draw(u[:, :1]))
+        t = torch.where(given, torch.zeros_like(order), process.draw(u[:, :1] ** 0.6))
         t = torch.where(kind[:, :1] < 0.125, process.draw(u[:, 1:]), t)
         return torch.where(present, t, torch.full_like(t, process.end))
 
@@ -117,20 +122,22 @@ class Any2all(nn.Module):
         if not present.any(dim=1).any():
             raise InputError("nothing of this subject is there; give at least one modality.")
         noise = correlate(rng.normal_like(images), config.coupling)
-        denoise = chunked(lambda part: self._bent(images[part], present[part]), config.chunk)
+        whole = present.flatten(2)
+        hold_them = config.times == "own" and bool(whole.all(2).eq(whole.any(2)).all())  # whole modalities only
+        denoise = chunked(lambda part: self._bent(images[part], present[part], hold_them), config.chunk)
         if config.smoothing:
             denoise = smooth(denoise, process, config.smoothing)
         with torch.inference_mode(config.posterior == "mds"):
             x0 = self._solve(denoise, noise, rng, progress)
         return torch.where(present, images, x0.to(images.dtype))
 
-    def _bent(self, images: Tensor, present: Tensor) -> Denoise:
+    def _bent(self, images: Tensor, present: Tensor, hold_them: bool) -> Denoise:
         """The prior of some slices, bent towards what is known of them."""
         if self.config.posterior == "mps":
             seen = Observation(mask(present), torch.where(present, images, torch.zeros_like(images)))
             return clip(gradient(self.prior, self.prior.process, seen))
-        if self.config.times == "own" and (whole := present.flatten(2)).all(2).eq(whole.any(2)).all():
-            return hold(clip(self.prior), whole.any(2)[..., None, None], images, self.prior.process.end)
+        if hold_them:
+            return hold(clip(self.prior), present[..., :1, :1], images, self.prior.process.end)
         return project(clip(self.prior), present, images)
 
     def _solve(self, denoise: Denoise, x: Tensor, rng: Rng, progress: Progress | None) -> Tensor:
