@@ -15,8 +15,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from amodal.core.config import to_dict
-from amodal.core.contract import Grid
+from amodal.core.contract import Batch, Grid
+from amodal.core.rng import seed_of
 from amodal.data import layouts
 from amodal.data.dataset import Cache, prefetch
 from amodal.data.phantom import PhantomConfig, subject, to_study
@@ -30,7 +34,6 @@ from amodal.train.engine import fit, holds_run
 from amodal.train.plan import Plan
 
 CROP, SEED = (96, 96), 0
-REAL_FROM = 3500  # steps
 
 
 def cohorts(labelmaps: Path | None) -> dict[str, tuple[int, int, PhantomConfig]]:
@@ -72,28 +75,51 @@ def studies(labelmaps: Path | None, folder: Path | None, workers: int) -> Iterat
     yield from real(folder)
 
 
+def imputed(cache: Cache, k: int, size: int) -> Batch:
+    """Batch k; where T1w is there and T1Gd is not, half of the time a darker, noisy T1w is given as T1Gd."""
+    batch = cache.batch(k, size, SEED + 1, CROP)
+    t1w, t1gd = (any2all.BRAIN.index(name) for name in ("T1w", "T1Gd"))
+    draw = np.random.default_rng(seed_of(SEED, "imputed", k))
+    stand_in = torch.zeros(size, len(any2all.BRAIN), dtype=torch.bool)
+    for i in range(size):
+        if batch.present[i, t1w] and not batch.present[i, t1gd] and draw.random() < 0.5:
+            image = (batch.images[i, t1w].numpy() + 1) * draw.uniform(0.55, 0.95) * draw.uniform(0.97, 1.03)
+            image += 0.03 * draw.standard_normal(image.shape) * (image > 0.02)
+            batch.images[i, t1gd] = torch.from_numpy(image.clip(0, 2) - 1).to(batch.images)
+            batch.present[i, t1gd] = stand_in[i, t1gd] = True
+    return dataclasses.replace(batch, metadata={"imputed": stand_in})
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, required=True)
     options.add_argument("--minutes", type=float, default=70)
+    options.add_argument("--tune", type=float, default=12, help="minutes of tuning at the end")
     options.add_argument("--labelmaps", type=Path)
     options.add_argument("--real", type=Path)
     options.add_argument("--workers", type=int, default=2)
     args = options.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    config, grid, place = any2all.small(), Grid(), args.out / "cache"
+    grid, place = Grid(), args.out / "cache"
     made = (args.labelmaps, args.real, args.workers)
-    cache = Cache.open(place) if place.exists() else Cache.build(studies(*made), grid, config.modalities, place)
+    cache = Cache.open(place) if place.exists() else Cache.build(studies(*made), grid, any2all.BRAIN, place)
+    config = any2all.small()
+    method = any2all.build(config)
+    # the few real studies, brain alone, are drawn more often than they are many: users' scans look like them
+    bare = tuple(e for e in cache.entries if e.label.startswith("sub-bare"))
+    mixed = dataclasses.replace(cache, entries=cache.entries + bare * 4)
     plan = Plan(
         minutes=args.minutes, batch=16, rate=1e-3, warmup=200, ema=0.999, seed=SEED, save_every=500, log_every=10
     )
-    # later on the few real studies, brain alone, are drawn five times as often: they are what users' scans look like
-    bare = [e for e in cache.entries if e.label.startswith("sub-bare")]
-    mixed = dataclasses.replace(cache, entries=cache.entries + tuple(bare) * 4)
-    data = prefetch(lambda k: (cache if k < REAL_FROM else mixed).batch(k, plan.batch, SEED, CROP))
-    method = any2all.build(config)
-    done = fit(method, data, args.out / "run", plan, resume=holds_run(args.out / "run"))
+    run = args.out / "run"
+    done = fit(method, prefetch(lambda k: mixed.batch(k, plan.batch, SEED, CROP)), run, plan, resume=holds_run(run))
+
+    # they lack T1Gd; a copy of T1w stands in for it half of the time, so that it being there does not mean "simulated"
+    real_often = dataclasses.replace(cache, entries=cache.entries + bare * 9)
+    tuning = dataclasses.replace(plan, minutes=args.tune, rate=3e-4, warmup=20, seed=SEED + 1)
+    run = args.out / "tune"
+    tuned = fit(method, prefetch(lambda k: imputed(real_often, k, tuning.batch)), run, tuning, resume=holds_run(run))
 
     stacks = (cache.stack(label) for label in cache.labels)
     card = {
@@ -104,7 +130,12 @@ def main() -> None:
                 for name, (n, seed, c) in cohorts(args.labelmaps).items()
             },
             "real": "open-ms-raw (CC BY 4.0), with head and stripped" if args.real else None,
-            "studies": len(cache), "steps": done.steps, "seconds": done.seconds, "crop": CROP, "plan": to_dict(plan),
+            "studies": len(cache),
+            "steps": done.steps,
+            "tuning_steps": tuned.steps,
+            "seconds": done.seconds + tuned.seconds,
+            "crop": CROP,
+            "plan": to_dict(plan),
         },
         "licence": "Apache-2.0",
         "baselines": Baselines.fit(stacks, config.modalities).to_dict(),
@@ -112,7 +143,7 @@ def main() -> None:
     folder = Model("any2all", method.eval(), grid, cache.windows(), json.loads(json.dumps(card, default=str))).save(
         args.out / "model", half=True
     )
-    print(f"{done.steps} steps, loss {done.loss:.4f}: {folder}")
+    print(f"{done.steps} + {tuned.steps} steps, loss {tuned.loss:.4f}: {folder}")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ class Model:
         frame = Frame.of(given[inputs[0]], self.grid)
         stack, there = self._stack(given, frame)
         part = _content(stack[there], self.method.dims)
-        method = self._with(steps=steps, chunk=chunk, posterior=sampler)
+        method = self._with(chunk=chunk, posterior=sampler)
+        method.config = dataclasses.replace(method.config, steps=steps or method.steps_for(samples))
         draws = [
             self._draw(method, stack[part], there, seed, k, part, _share(progress, k, samples)) for k in range(samples)
         ]
@@ -248,7 +249,9 @@ def load(where: str | Path = "default", *, device: str = "auto", precision: str 
     try:
         method.load_state_dict({k: v.float() for k, v in load_file(str(weights)).items()})
     except (RuntimeError, SafetensorError) as error:
-        raise InputError(f"{weights} are not the weights of the network in model.json; fetch the model anew.") from error
+        raise InputError(
+            f"{weights} are not the weights of the network in model.json; fetch the model anew."
+        ) from error
     target = pick(device)
     half = bf16(precision, target)
     convert(method, torch.bfloat16 if half else torch.float32).to(target).eval().requires_grad_(False)

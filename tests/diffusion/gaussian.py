@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amodal.core.rng import Rng
 from amodal.diffusion.process import Process
 
 
@@ -51,3 +52,23 @@ def law(x: Tensor) -> tuple[Tensor, Tensor]:
     """Sample mean and covariance of [B, ...]."""
     flat = x.flatten(1).double()
     return flat.mean(0), torch.cov(flat.T)
+
+
+def start(truth: Gaussian, n: int) -> Tensor:
+    """x [n, M, N] at the end of time: pure noise, but for the little signal that a schedule leaves there."""
+    rng = Rng([7])
+    alpha, sigma = truth.process.at(torch.tensor(truth.process.end))
+    eps = rng.normal(n, *truth.shape)[0].double()
+    root = torch.linalg.cholesky(truth.cov)
+    x0 = truth.mean + rng.normal(n, len(truth.mean))[0].double() @ root.T
+    return alpha * x0.reshape(eps.shape) + sigma * eps
+
+
+class Streams:
+    """Random numbers for many toy samples at once, from one stream."""
+
+    def __init__(self, seed: int = 0):
+        self.rng = Rng([seed])
+
+    def normal_like(self, x: Tensor) -> Tensor:
+        return self.rng.normal(*x.shape)[0].to(x)

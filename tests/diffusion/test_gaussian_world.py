@@ -11,7 +11,7 @@ from amodal.diffusion.samplers import ddim, heun, multistep, renoise, repaint
 from amodal.physics.linear import mask
 from amodal.physics.posterior import Observation, gradient, hold, project, proximal
 
-from .gaussian import law, world
+from .gaussian import Streams, law, start, world
 
 N = 20_000
 PROCESSES = {
@@ -29,32 +29,12 @@ SAMPLERS = {
 }
 
 
-def start(process, truth, n=N):
-    """x at the end of time: pure noise, but for the little signal that a schedule leaves there."""
-    rng = Rng([7])
-    alpha, sigma = process.at(torch.tensor(process.end))
-    eps = rng.normal(n, *truth.shape)[0].double()
-    root = torch.linalg.cholesky(truth.cov)
-    x0 = truth.mean + rng.normal(n, len(truth.mean))[0].double() @ root.T
-    return alpha * x0.reshape(eps.shape) + sigma * eps
-
-
-class Streams:
-    """Random numbers for many toy samples at once."""
-
-    def __init__(self, seed=0):
-        self.rng = Rng([seed])
-
-    def normal_like(self, x):
-        return self.rng.normal(*x.shape)[0].to(x)
-
-
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_reaches_the_law_on_every_process(process, sampler):
     process = PROCESSES[process]
     truth = world(process)
-    x = SAMPLERS[sampler](truth.denoise, process, start(process, truth), Streams())
+    x = SAMPLERS[sampler](truth.denoise, process, start(truth, N), Streams())
     mean, cov = law(x)
     scale = truth.cov.diagonal().max()
     # the standard error of a variance estimate is scale * sqrt(2 / N) = 1 %; 60 to 250 steps leave about as much
@@ -69,7 +49,7 @@ def test_order_of_convergence(sampler, order):
     """Global error of the deterministic samplers against a very fine solution, on an interval away from both ends."""
     process = RectifiedFlow()
     truth = world(process)
-    x = start(process, truth, 50)
+    x = start(truth, 50)
 
     def solve(sampler, steps):
         t = torch.linspace(0.9, 0.1, steps + 1, dtype=torch.float64)
@@ -97,7 +77,7 @@ def test_renoise_follows_its_own_recursion():
     process = RectifiedFlow()
     truth = world(process, modalities=1, voxels=1)
     v, times = truth.cov.item(), process.grid(4)
-    x = renoise(truth.denoise, process, start(process, truth), times, Streams())
+    x = renoise(truth.denoise, process, start(truth, N), times, Streams())
     expected = 1.0
     for t, s in zip(times[:-1].tolist(), times[1:].tolist()):
         gain = v * (1 - t) / ((1 - t) ** 2 * v + t**2)
@@ -125,7 +105,7 @@ def test_hold_gives_the_exact_posterior(process):
     truth = world(process)
     y, present, images, mean, cov = given(truth, N)
     bent = hold(truth.denoise, present[..., :1], images, process.end)
-    x = multistep(bent, process, start(process, truth), process.grid(60))
+    x = multistep(bent, process, start(truth, N), process.grid(60))
     assert torch.equal(x[:, 0], images[:, 0])  # kept, to the bit
     m, c = law(x[:, 1])
     scale = truth.cov.diagonal().max()
@@ -141,7 +121,7 @@ def test_projection_alone_keeps_the_known_and_approaches_the_posterior_only_with
     bent = project(truth.denoise, present, images)
     error = []
     for repeats in (1, 8):
-        x = repaint(bent, process, start(process, truth, 4000), process.grid(100), Streams(1), repeats=repeats)
+        x = repaint(bent, process, start(truth, 4000), process.grid(100), Streams(1), repeats=repeats)
         assert torch.equal(x[:, 0], images[:, 0])
         error.append((law(x[:, 1])[0] - mean).norm().item())
     prior_error = (truth.mean[2:] - mean).norm().item()
@@ -159,7 +139,7 @@ def test_posterior_gradient_approaches_the_posterior_mean_as_steps_grow():
     error = []
     for steps in (10, 200):
         bent = gradient(truth.denoise, process, seen, iterations=4)
-        x = ddim(bent, process, start(process, truth, n), process.grid(steps), Streams(2), eta=1.0)
+        x = ddim(bent, process, start(truth, n), process.grid(steps), Streams(2), eta=1.0)
         error.append((law(x[:, 1])[0] - mean).norm().item())
         assert (x[:, 0] - images[:, 0]).abs().max() < 0.02
     assert error[1] < error[0]
@@ -179,5 +159,5 @@ def test_complete_noise_free_measurements_return_the_image(sampler):
         hold(truth.denoise, everything, images, process.end),
         proximal(truth.denoise, process, Observation(mask(everything), images), gamma=1e-6, iterations=10),
     ):
-        x = SAMPLERS[sampler](bent, process, start(process, truth, 8), Streams())
+        x = SAMPLERS[sampler](bent, process, start(truth, 8), Streams())
         assert (x - images).abs().max() < 1e-4

@@ -91,4 +91,6 @@ class Method(Protocol):
 
     def stages(self) -> tuple[Stage, ...]: ...
 
+    def steps_for(self, samples: int) -> int: ...  # sampling steps, unless told otherwise
+
     def complete(self, batch: Batch, rng: Rng, progress: Progress | None = None) -> Tensor: ...  # [B, M, *spatial]

@@ -23,7 +23,7 @@ def published() -> Config:
     """The paper's model: T1w, FLAIR, T2*, CT, PET; a 256 x 256 network; 1000 cosine steps, noise prediction.
 
     1.5 M steps at batch 24 (two weeks on four A6000); MDS 150 steps. What the text leaves open (width of the network,
-    eta, learning rate 1e-4, EMA 0.9999) follows guided-diffusion's published 256 x 256 model.
+    learning rate 1e-4, EMA 0.9999) follows guided-diffusion's published 256 x 256 model; eta is chosen.
     """
     modalities = ("T1w", "FLAIR", "T2starw", "CT", "PET")
     net = UNetConfig(

@@ -5,7 +5,7 @@
     measured   A_m = physics      MDS: proximal step by conjugate gradients; MPS: gradient through the network
 
 Beyond the paper, each a setting: `times="own"`, one noise level a modality in training, so that the one prior is exact
-for every subset of clean modalities and learns from subjects that lack some; a multistep solver of 12 steps in place of
+for every subset of clean modalities and learns from subjects that lack some; a multistep solver of 8 steps in place of
 150; noise that is correlated between neighbouring slices, against stripes through the plane.
 """
 
@@ -36,7 +36,8 @@ from .slices import correlate, smooth
 class Config:
     """`times`: "shared", one time for the stack (the paper); "own", one a modality. `coupling`: how far the starting
     noise of neighbouring slices is alike (standard deviation in slices, 0 independent). `smoothing`: how much a
-    prediction is drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation."""
+    prediction is drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation. `draws`: noise draws that a one-step estimate (the
+    posterior mean, which should not depend on the noise) is averaged over."""
 
     modalities: tuple[str, ...]
     net: UNetConfig
@@ -47,11 +48,12 @@ class Config:
     times: Literal["shared", "own"] = "own"
     posterior: Literal["mds", "mps"] = "mds"
     solver: Literal["ddim", "heun", "multistep", "repaint"] = "multistep"
-    steps: int = 12
+    steps: int = 8
     eta: float = 0.0
     coupling: float = 3.0
     smoothing: float = 0.0
     chunk: int = 16
+    draws: int = 1
 
 
 class Any2all(nn.Module):
@@ -84,6 +86,8 @@ class Any2all(nn.Module):
         present = batch.present.flatten(2)[:, :, 0]
         draw = {"shared": self._shared_times, "own": self._own_times}[self.config.times]
         t = draw(present, rng)
+        if batch.metadata is not None and "imputed" in batch.metadata:  # given to the network, never learned from
+            t = torch.where(batch.metadata["imputed"] & present, torch.zeros_like(t), t)
         images = torch.where(batch.present, batch.images, torch.zeros_like(batch.images))  # at the end alpha is 0
         learn = (present & (t > 0))[..., None, None]
         if self.config.times == "shared":
@@ -115,20 +119,31 @@ class Any2all(nn.Module):
 
     # inference
 
+    def steps_for(self, samples: int) -> int:
+        """How many steps unless told: one image is the posterior mean itself, several are draws from the posterior."""
+        config = self.config
+        if config.posterior == "mps":
+            return max(config.steps, 50)  # the pull towards the known needs room
+        return 1 if samples == 1 and config.times == "own" else config.steps
+
     def complete(self, batch: Batch, rng: Rng, progress: Progress | None = None) -> Tensor:
         """Fill in a volume's slices [Z, M, X, Y]; what is present comes back bit for bit."""
         config, process = self.config, self.prior.process
         images, present = batch.images, batch.present.expand_as(batch.images)
         if not present.any(dim=1).any():
             raise InputError("nothing of this subject is there; give at least one modality.")
-        noise = correlate(rng.normal_like(images), config.coupling)
         whole = present.flatten(2)
         hold_them = config.times == "own" and bool(whole.all(2).eq(whole.any(2)).all())  # whole modalities only
         denoise = chunked(lambda part: self._bent(images[part], present[part], hold_them), config.chunk)
         if config.smoothing:
             denoise = smooth(denoise, process, config.smoothing)
         with torch.inference_mode(config.posterior == "mds"):
-            x0 = self._solve(denoise, noise, rng, progress)
+            draws = config.draws if config.steps == 1 else 1
+            x0 = torch.zeros_like(images)
+            for k in range(draws):
+                own = rng if draws == 1 else rng.fork("draw", k)
+                noise = correlate(own.normal_like(images), config.coupling)
+                x0 += self._solve(denoise, noise, own, _share(progress, k, draws)) / draws
         return torch.where(present, images, x0.to(images.dtype))
 
     def _bent(self, images: Tensor, present: Tensor, hold_them: bool) -> Denoise:
@@ -150,6 +165,10 @@ class Any2all(nn.Module):
             "repaint": lambda: repaint(denoise, process, x, times, rng, progress=progress),
         }
         return solvers[config.solver]()
+
+
+def _share(progress: Progress | None, k: int, draws: int) -> Progress | None:
+    return None if progress is None else lambda done, of: progress(k * of + done, draws * of)
 
 
 def _loss(value: Tensor) -> tuple[Tensor, dict[str, float]]:
