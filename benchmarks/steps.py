@@ -1,7 +1,7 @@
 """What steps, samples and the coupling of slices do to a model: `python benchmarks/steps.py [--model X] [-n 2]`.
 
-On unseen virtual subjects with one contrast hidden: PSNR and SSIM in the head (data range 1, the truth's own window), the
-stripes ratio (synthetic through truth, 1 is as in the truth), seconds. Writes benchmarks/results/steps.json.
+On unseen virtual subjects with one contrast hidden: PSNR and SSIM in the head (data range 1, the truth's own window),
+the stripes ratio (synthetic through truth, 1 is as in the truth), seconds. Writes benchmarks/results/steps.json.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_the_image_scales_with_nothing(model):
 
 def test_samples_are_averaged_and_their_spread_is_told(model):
     """Sample 0 is what one sample gives; mean and SD of two determine the other one."""
-    one, two = (model.complete(study(), samples=k, seed=1) for k in (1, 2))
+    one, two = (model.complete(study(), samples=k, seed=1, steps=6) for k in (1, 2))
     first, mean, sd = one["FLAIR"].data, two["FLAIR"].data, two.spread["FLAIR"].data
     second = 2 * mean - first
     np.testing.assert_allclose(sd, np.abs(second - first) / np.sqrt(2), atol=2e-4)

@@ -119,7 +119,7 @@ class Model:
         stack, there = self._stack(given, frame)
         part = _content(stack[there], self.method.dims)
         method = self._with(chunk=chunk, posterior=sampler)
-        method.config = dataclasses.replace(method.config, steps=steps or method.steps_for(samples))
+        method.config = dataclasses.replace(method.config, steps=method.steps_for(samples) if steps is None else steps)
         draws = [
             self._draw(method, stack[part], there, seed, k, part, _share(progress, k, samples)) for k in range(samples)
         ]

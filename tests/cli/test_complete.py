@@ -52,7 +52,7 @@ def test_the_sidecar_says_where_an_image_comes_from(run, study, model, tmp_path)
     assert beside["SpatialReference"] == beside["Sources"][0] == "bids:raw:sub-001/anat/sub-001_T1w.nii.gz"
     assert len(beside["Sources"]) == 3
     how = beside["Synthetic"]
-    assert how["Method"] == "any2all" and how["Sampler"]["Seed"] == 7 and how["Sampler"]["Steps"] == 2
+    assert how["Method"] == "any2all" and how["Sampler"]["Seed"] == 7 and how["Sampler"]["Steps"] == 1
     assert how["Weights"]["SHA256"] == sha256(model / "weights.safetensors")
     assert how["InputSHA256"]["T1w"] == sha256(study / "sub-001/anat/sub-001_T1w.nii.gz")
     assert set(how["Checks"]) == {"one grid", "voxel size"} and how["Checks"]["one grid"] == "pass"

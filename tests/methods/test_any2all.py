@@ -91,7 +91,9 @@ def test_own_times_are_what_complete_will_meet():
         assert (clean == k).float().mean() > 0.08
     assert ((t == 0).float().mean(0) - (t == 0).float().mean()).abs().max() < 0.03
     learnt = t[:, 0][(t[:, 0] > 0)]
-    assert abs(learnt.mean() - 500) < 25 and abs(learnt.std() - 1000 / 12**0.5) < 15  # uniform
+    # 7 in 8 samples share 1000 u^0.6 (mean 625), a modality then being learnt 51 % of the time; the others are uniform
+    expected = (0.125 * 500 + 0.875 * 0.511 * 625) / (0.125 + 0.875 * 0.511)
+    assert abs(learnt.mean() - expected) < 20
 
 
 def test_every_subset_of_given_modalities_occurs():

@@ -140,6 +140,16 @@ def test_a_samples_solution_does_not_depend_on_its_neighbours():
         assert torch.equal(together[i], alone[0])
 
 
+def test_a_sample_that_is_done_stands_still():
+    a, A = positive(1)
+    b = draw(8, N)
+    begin = torch.linalg.solve(a, b) + 1e-9
+    begin[1:] = 0
+    out = conjugate_gradients(A, b, begin)
+    assert torch.equal(out[0], begin[0])
+    torch.testing.assert_close(out, torch.linalg.solve(a, b), rtol=1e-5, atol=1e-5)
+
+
 def test_it_stops_when_the_residual_is_small_beside_the_right_hand_side():
     """Relative: the same number of evaluations whatever the units; and no more than the tolerance asks."""
     _, A = positive(2, n=40)

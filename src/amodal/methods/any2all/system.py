@@ -36,8 +36,9 @@ from .slices import correlate, smooth
 class Config:
     """`times`: "shared", one time for the stack (the paper); "own", one a modality. `coupling`: how far the starting
     noise of neighbouring slices is alike (standard deviation in slices, 0 independent). `smoothing`: how much a
-    prediction is drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation. `draws`: noise draws that a one-step estimate (the
-    posterior mean, which should not depend on the noise) is averaged over."""
+    prediction is drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation. `draws`: noise draws
+    that a one-step estimate (the posterior mean, which should not depend on the noise) is averaged over.
+    """
 
     modalities: tuple[str, ...]
     net: UNetConfig
