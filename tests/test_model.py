@@ -120,6 +120,15 @@ def test_samples_are_averaged_and_their_spread_is_told(model):
     np.testing.assert_allclose(two.scaled_spread["FLAIR"] * 50, sd, atol=1e-4)
 
 
+def test_steps_are_the_methods_choice_unless_told(model):
+    """One image is the posterior mean, in one step; several are draws; the provenance says what was done."""
+    steps = [
+        model.complete(study(), **options).provenance["Sampler"]["Steps"]
+        for options in ({}, {"samples": 2}, {"steps": 4}, {"samples": 2, "steps": 4})
+    ]
+    assert steps == [model.method.steps_for(1), model.method.steps_for(2), 4, 4] == [1, 3, 4, 4]
+
+
 def test_the_mean_of_k_samples_is_the_mean_of_k_draws(model, monkeypatch):
     draws, draw = [], Model._draw
 

@@ -144,12 +144,17 @@ def test_the_loss_counts_what_is_present_and_noisy(times):
     data = Batch(stack(), lacking())
     data.present[0, 1] = data.present[2, 0] = False
     (stage,) = method.stages()
-    loss = stage.players[0].loss(stage.forward(data, Rng.of(5, 4)))[0]
-    rng = Rng.of(5, 4)
-    t = {"own": method._own_times, "shared": method._shared_times}[times](data.present[:, :, 0, 0], rng)
-    counts = data.present & (t > 0)[..., None, None]
-    eps2 = rng.normal_like(data.images) ** 2
-    torch.testing.assert_close(loss, (eps2 * counts).sum() / counts.expand_as(eps2).sum())
+    imputed = torch.zeros(4, 4, dtype=torch.bool)
+    imputed[1, 0] = imputed[3, 2] = True  # shown to the network as if it were there, but nothing to learn from
+    for some in (torch.zeros_like(imputed), imputed):
+        loss = stage.players[0].loss(stage.forward(Batch(data.images, data.present, {"imputed": some}), Rng.of(5, 4)))[
+            0
+        ]
+        rng = Rng.of(5, 4)
+        t = {"own": method._own_times, "shared": method._shared_times}[times](data.present[:, :, 0, 0], rng)
+        counts = data.present & (t > 0)[..., None, None] & ~some[..., None, None]
+        eps2 = rng.normal_like(data.images) ** 2
+        torch.testing.assert_close(loss, (eps2 * counts).sum() / counts.expand_as(eps2).sum())
 
 
 # inference
@@ -195,6 +200,41 @@ def test_complete_draws_from_the_posterior(settings, tolerance):
     assert shift > 0.1
     assert (found - mean).norm() < tolerance * shift
     assert (spread - cov).abs().max() < 2.5 * tolerance * cov.diagonal().max()
+
+
+def test_one_step_is_the_posterior_mean():
+    """In a Gaussian world: whatever the noise, one step from its end gives the conditional mean."""
+    n, process = 6, DDPM(1000, "cosine")
+    wide = world(process, modalities=4, voxels=2)
+    truth = Gaussian(wide.mean / 2, wide.cov / 30, process, wide.shape)
+    known = torch.tensor([True, False, True, False]).repeat_interleave(2)
+    images = torch.zeros(8, dtype=torch.float64)
+    images[known] = truth.mean[known] + 0.1
+    method = any2all.build(dataclasses.replace(TINY, steps=1))
+    method.prior = Exact(truth)
+    batch = Batch(images.reshape(1, 4, 1, 2).expand(n, -1, -1, -1).float(), lacking(1, 3, n=n))
+    mean, _ = truth.posterior(known, images[known])
+    out = method.complete(batch, Rng.of(0, n))[:, [1, 3]].flatten(1)
+    torch.testing.assert_close(out, mean.float().expand(n, -1), rtol=0, atol=1e-4)
+
+
+def test_one_step_can_be_averaged_over_noise_and_more_steps_never_are():
+    images, present = stack(3), lacking(1, n=3)
+    said = []
+    mean = build(steps=1, draws=4).complete(Batch(images, present), Rng.of(0, 3), lambda *at: said.append(at))
+    assert said == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    single = build(steps=1)
+    four = [single.complete(Batch(images, present), Rng.of(0, 3).fork("draw", k)) for k in range(4)]
+    torch.testing.assert_close(mean, sum(four) / 4)
+    assert not torch.equal(four[0], four[1])
+    a, b = (build(steps=2, draws=k).complete(Batch(images, present), Rng.of(0, 3)) for k in (1, 4))
+    assert torch.equal(a, b)
+
+
+def test_how_many_steps_are_taken_unless_told():
+    own, shared, mps = build(steps=6), build(steps=6, times="shared"), build(steps=6, posterior="mps")
+    assert (own.steps_for(1), own.steps_for(2), shared.steps_for(1), shared.steps_for(5)) == (1, 6, 6, 6)
+    assert mps.steps_for(1) >= 20
 
 
 @pytest.mark.parametrize("solver", ["ddim", "heun", "multistep", "repaint"])

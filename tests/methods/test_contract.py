@@ -239,6 +239,7 @@ def test_a_method_says_what_it_is(name):
         config = preset()
         assert from_dict(module.Config, json.loads(json.dumps(to_dict(config)))) == config
     method = tiny(name)
+    assert all(1 <= method.steps_for(k) <= 1000 for k in (1, 2, 50))
     assert method.dims in (2, 3) and method.modalities == method.config.modalities
     for net, inputs in module.networks(module.tiny()).values():
         assert all(p.is_meta for p in net.parameters()) and all(x.is_meta for x in inputs)

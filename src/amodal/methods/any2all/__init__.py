@@ -39,7 +39,7 @@ def published() -> Config:
 
 
 def small() -> Config:
-    """The default model's: one time a modality, v prediction, a network that runs at half resolution, 12 steps."""
+    """The default model's: one time a modality, v prediction, a network that runs at half resolution, 8 steps."""
     return Config(BRAIN, _unet(BRAIN, (32, 64, 128, 128), (False,) * 4, 32, patch=2, times=4, groups=16))
 
 

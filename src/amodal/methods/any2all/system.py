@@ -36,8 +36,8 @@ from .slices import correlate, smooth
 class Config:
     """`times`: "shared", one time for the stack (the paper); "own", one a modality. `coupling`: how far the starting
     noise of neighbouring slices is alike (standard deviation in slices, 0 independent). `smoothing`: how much a
-    prediction is drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation. `draws`: noise draws
-    that a one-step estimate (the posterior mean, which should not depend on the noise) is averaged over.
+    prediction is drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation. `draws`: noise
+    draws that a one-step estimate (the posterior mean, which should not depend on the noise) is averaged over.
     """
 
     modalities: tuple[str, ...]
@@ -85,18 +85,14 @@ class Any2all(nn.Module):
     def _forward(self, batch: Batch, rng: Rng) -> Tensor:
         """Modalities a subject lacks are pure noise to the network and do not count in the loss."""
         present = batch.present.flatten(2)[:, :, 0]
-        draw = {"shared": self._shared_times, "own": self._own_times}[self.config.times]
-        t = draw(present, rng)
-        if batch.metadata is not None and "imputed" in batch.metadata:  # given to the network, never learned from
-            t = torch.where(batch.metadata["imputed"] & present, torch.zeros_like(t), t)
+        imputed = (batch.metadata or {}).get("imputed", torch.zeros_like(present))  # given, never learned from
         images = torch.where(batch.present, batch.images, torch.zeros_like(batch.images))  # at the end alpha is 0
-        learn = (present & (t > 0))[..., None, None]
         if self.config.times == "shared":
-            return self._shared_loss(images, batch.present, t[:, 0], rng)
-        return self.prior.loss(images, rng, t=t, where=learn)
-
-    def _shared_loss(self, images: Tensor, present: Tensor, t: Tensor, rng: Rng) -> Tensor:
-        return self.prior.loss(images, rng, t=t, where=present)
+            learn = batch.present & ~imputed[..., None, None]
+            return self.prior.loss(images, rng, t=self._shared_times(present, rng)[:, 0], where=learn)
+        t = self._own_times(present, rng)
+        t = torch.where(imputed & present, torch.zeros_like(t), t)
+        return self.prior.loss(images, rng, t=t, where=(present & (t > 0))[..., None, None])
 
     def _shared_times(self, present: Tensor, rng: Rng) -> Tensor:
         u = rng.uniform(1).to(present.device)
