@@ -125,23 +125,29 @@ class Any2all(nn.Module):
 
     def complete(self, batch: Batch, rng: Rng, progress: Progress | None = None) -> Tensor:
         """Fill in a volume's slices [Z, M, X, Y]; what is present comes back bit for bit."""
-        config, process = self.config, self.prior.process
+        config = self.config
         images, present = batch.images, batch.present.expand_as(batch.images)
         if not present.any(dim=1).any():
             raise InputError("nothing of this subject is there; give at least one modality.")
-        whole = present.flatten(2)
-        hold_them = config.times == "own" and bool(whole.all(2).eq(whole.any(2)).all())  # whole modalities only
-        denoise = chunked(lambda part: self._bent(images[part], present[part], hold_them), config.chunk)
-        if config.smoothing:
-            denoise = smooth(denoise, process, config.smoothing)
+        draws = config.draws if config.steps == 1 else 1
+        x0 = torch.zeros_like(images)
         with torch.inference_mode(config.posterior == "mds"):
-            draws = config.draws if config.steps == 1 else 1
-            x0 = torch.zeros_like(images)
             for k in range(draws):
                 own = rng if draws == 1 else rng.fork("draw", k)
+                axes = (
+                    (2,) if k % 2 else ()
+                )  # every other estimate sees the slice mirrored, left for right, as in training
+                denoise = self._denoise(images.flip(axes), present.flip(axes))
                 noise = correlate(own.normal_like(images), config.coupling)
-                x0 += self._solve(denoise, noise, own, _share(progress, k, draws)) / draws
+                x0 += self._solve(denoise, noise, own, _share(progress, k, draws)).flip(axes) / draws
         return torch.where(present, images, x0.to(images.dtype))
+
+    def _denoise(self, images: Tensor, present: Tensor) -> Denoise:
+        """The bent prior of a volume's slices, evaluated in chunks."""
+        config, whole = self.config, present.flatten(2)
+        hold_them = config.times == "own" and bool(whole.all(2).eq(whole.any(2)).all())  # whole modalities only
+        denoise = chunked(lambda part: self._bent(images[part], present[part], hold_them), config.chunk)
+        return smooth(denoise, self.prior.process, config.smoothing) if config.smoothing else denoise
 
     def _bent(self, images: Tensor, present: Tensor, hold_them: bool) -> Denoise:
         """The prior of some slices, bent towards what is known of them."""
