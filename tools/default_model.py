@@ -94,7 +94,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, required=True)
     options.add_argument("--minutes", type=float, default=70)
-    options.add_argument("--tune", type=float, default=12, help="minutes of tuning at the end")
+    options.add_argument("--tune", type=float, default=0, help="minutes of tuning at the end")
     options.add_argument("--labelmaps", type=Path)
     options.add_argument("--real", type=Path)
     options.add_argument("--workers", type=int, default=2)
@@ -117,9 +117,13 @@ def main() -> None:
 
     # they lack T1Gd; a copy of T1w stands in for it half of the time, so that it being there does not mean "simulated"
     real_often = dataclasses.replace(cache, entries=cache.entries + bare * 9)
-    tuning = dataclasses.replace(plan, minutes=args.tune, rate=3e-4, warmup=20, seed=SEED + 1)
+    tuning = dataclasses.replace(plan, minutes=args.tune or 1, rate=3e-4, warmup=20, seed=SEED + 1)
     run = args.out / "tune"
-    tuned = fit(method, prefetch(lambda k: imputed(real_often, k, tuning.batch)), run, tuning, resume=holds_run(run))
+    tuned = None
+    if args.tune:
+        tuned = fit(
+            method, prefetch(lambda k: imputed(real_often, k, tuning.batch)), run, tuning, resume=holds_run(run)
+        )
 
     stacks = (cache.stack(label) for label in cache.labels)
     card = {
@@ -132,8 +136,8 @@ def main() -> None:
             "real": "open-ms-raw (CC BY 4.0), with head and stripped" if args.real else None,
             "studies": len(cache),
             "steps": done.steps,
-            "tuning_steps": tuned.steps,
-            "seconds": done.seconds + tuned.seconds,
+            "tuning_steps": tuned.steps if tuned else 0,
+            "seconds": done.seconds + (tuned.seconds if tuned else 0),
             "crop": CROP,
             "plan": to_dict(plan),
         },
@@ -143,7 +147,7 @@ def main() -> None:
     folder = Model("any2all", method.eval(), grid, cache.windows(), json.loads(json.dumps(card, default=str))).save(
         args.out / "model", half=True
     )
-    print(f"{done.steps} + {tuned.steps} steps, loss {tuned.loss:.4f}: {folder}")
+    print(f"{done.steps} steps, loss {(tuned or done).loss:.4f}: {folder}")
 
 
 if __name__ == "__main__":

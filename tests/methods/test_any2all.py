@@ -224,7 +224,13 @@ def test_one_step_can_be_averaged_over_noise_and_more_steps_never_are():
     mean = build(steps=1, draws=4).complete(Batch(images, present), Rng.of(0, 3), lambda *at: said.append(at))
     assert said == [(1, 4), (2, 4), (3, 4), (4, 4)]
     single = build(steps=1)
-    four = [single.complete(Batch(images, present), Rng.of(0, 3).fork("draw", k)) for k in range(4)]
+
+    def draw(k):  # every other one sees the slices mirrored
+        axes = (2,) if k % 2 else ()
+        seen = Batch(images.flip(axes), present.expand_as(images).flip(axes))
+        return single.complete(seen, Rng.of(0, 3).fork("draw", k)).flip(axes)
+
+    four = [draw(k) for k in range(4)]
     torch.testing.assert_close(mean, sum(four) / 4)
     assert not torch.equal(four[0], four[1])
     a, b = (build(steps=2, draws=k).complete(Batch(images, present), Rng.of(0, 3)) for k in (1, 4))
