@@ -130,7 +130,7 @@ def main() -> None:
         "name": "amodal default",
         "training": {
             "cohorts": {
-                name: {"n": n, "seed": seed, "config": to_dict(c)}
+                name: {"n": n, "seed": seed, "config": {**to_dict(c), "labelmap": c.labelmap and Path(c.labelmap).name}}
                 for name, (n, seed, c) in cohorts(args.labelmaps).items()
             },
             "real": "open-ms-raw (CC BY 4.0), with head and stripped" if args.real else None,
