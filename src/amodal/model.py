@@ -24,7 +24,7 @@ from safetensors.torch import save as to_bytes
 
 from . import __version__
 from .core.config import from_dict, to_dict
-from .core.contract import Batch, Grid, Progress
+from .core.contract import Batch, Grid, Progress, share
 from .core.device import bf16, pick
 from .core.errors import InputError
 from .core.modality import canonical
@@ -121,7 +121,7 @@ class Model:
         method = self._with(chunk=chunk, posterior=sampler)
         method.config = dataclasses.replace(method.config, steps=method.steps_for(samples) if steps is None else steps)
         draws = [
-            self._draw(method, stack[part], there, seed, k, part, _share(progress, k, samples)) for k in range(samples)
+            self._draw(method, stack[part], there, seed, k, part, share(progress, k, samples)) for k in range(samples)
         ]
         mean, spread = _moments(draws)
         outside = _background(given)
@@ -353,10 +353,6 @@ def _moments(draws: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     unit = (np.stack(draws) + 1) / 2
     mean = np.asarray(unit.mean(axis=0), np.float32)
     return mean, np.asarray(unit.std(axis=0, ddof=1), np.float32) if len(unit) > 1 else np.zeros_like(mean)
-
-
-def _share(progress: Progress | None, k: int, samples: int) -> Progress | None:
-    return None if progress is None else lambda done, of: progress(k * of + done, samples * of)
 
 
 def _mm(spacing: Sequence[float]) -> str:

@@ -17,6 +17,11 @@ from .rng import Rng
 Progress = Callable[[int, int], None]  # (done, of): called after every sampling step
 
 
+def share(progress: Progress | None, part: int, parts: int) -> Progress | None:
+    """The progress of part number `part` of `parts` equal ones, told as progress of the whole."""
+    return None if progress is None else lambda done, of: progress(part * of + done, parts * of)
+
+
 @dataclass(frozen=True)
 class Grid:
     """The network's voxel grid, RAS+.

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ...core.contract import Batch, Player, Progress, Stage
+from ...core.contract import Batch, Player, Progress, Stage, share
 from ...core.errors import InputError
 from ...core.rng import Rng
 from ...diffusion.bends import chunked, clip
@@ -37,7 +37,7 @@ class Config:
     """`times`: "shared", one time for the stack (the paper); "own", one a modality. `coupling`: how far the starting
     noise of neighbouring slices is alike (standard deviation in slices, 0 independent). `smoothing`: how much a
     prediction is drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation. `draws`: noise
-    draws that a one-step estimate (the posterior mean, which should not depend on the noise) is averaged over.
+    draws that a one-step estimate (the posterior mean) is averaged over, every other one mirrored.
     """
 
     modalities: tuple[str, ...]
@@ -134,12 +134,10 @@ class Any2all(nn.Module):
         with torch.inference_mode(config.posterior == "mds"):
             for k in range(draws):
                 own = rng if draws == 1 else rng.fork("draw", k)
-                axes = (
-                    (2,) if k % 2 else ()
-                )  # every other estimate sees the slice mirrored, left for right, as in training
+                axes = (2,) if k % 2 else ()  # every other estimate sees the slices mirrored, left for right
                 denoise = self._denoise(images.flip(axes), present.flip(axes))
                 noise = correlate(own.normal_like(images), config.coupling)
-                x0 += self._solve(denoise, noise, own, _share(progress, k, draws)).flip(axes) / draws
+                x0 += self._solve(denoise, noise, own, share(progress, k, draws)).flip(axes) / draws
         return torch.where(present, images, x0.to(images.dtype))
 
     def _denoise(self, images: Tensor, present: Tensor) -> Denoise:
@@ -168,10 +166,6 @@ class Any2all(nn.Module):
             "repaint": lambda: repaint(denoise, process, x, times, rng, progress=progress),
         }
         return solvers[config.solver]()
-
-
-def _share(progress: Progress | None, k: int, draws: int) -> Progress | None:
-    return None if progress is None else lambda done, of: progress(k * of + done, draws * of)
 
 
 def _loss(value: Tensor) -> tuple[Tensor, dict[str, float]]:
