@@ -6,12 +6,31 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage.metrics import (
+    mean_squared_error,
+    normalized_root_mse,
+    peak_signal_noise_ratio,
+    structural_similarity,
+)
 
 from amodal.core.errors import InputError
-from amodal.metrics.image import head_mask, mae, nmse, psnr, ssim, stripe_ratio, stripes
+from amodal.metrics import image
+from amodal.metrics.image import (
+    gradient_error,
+    head_mask,
+    high_frequency_error,
+    mae,
+    mse,
+    msssim,
+    nmse,
+    paired,
+    psnr,
+    ssim,
+    stripe_ratio,
+    stripes,
+)
 
-METRICS = (psnr, ssim, mae, nmse)
+METRICS = (psnr, ssim, mae, nmse, mse, gradient_error, high_frequency_error)
 
 
 @pytest.fixture
@@ -23,20 +42,23 @@ def pair():
 
 
 @pytest.mark.parametrize("size", [(40, 36, 30), (48, 33)])
-@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1000.0, 500.0)])
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1000.0, 500.0), (0.01, 3.0)])
 def test_agrees_with_scikit_image(pair, size, scale, offset):
     prediction, truth = (
         scale * ndimage.zoom(x, np.array(size) / x.shape[: len(size)]) + offset for x in _cut(pair, size)
     )
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": scale}
     peer, full = structural_similarity(truth, prediction, full=True, **options)
-    assert ssim(prediction, truth, scale) == pytest.approx(peer, abs=1e-4)
+    assert ssim(prediction, truth, scale) == pytest.approx(peer, abs=1e-6)
     assert psnr(prediction, truth, scale) == pytest.approx(
-        peak_signal_noise_ratio(truth, prediction, data_range=scale), abs=1e-3
+        peak_signal_noise_ratio(truth, prediction, data_range=scale), abs=1e-6
     )
+    assert mse(prediction, truth, scale) == pytest.approx(mean_squared_error(truth, prediction) / scale**2, rel=1e-6)
+    norm = normalized_root_mse(truth, prediction, normalization="euclidean")
+    assert nmse(prediction, truth, scale) == pytest.approx(norm**2, rel=1e-6)
     mask = np.zeros(size, bool)
     mask[5:20, 3:9] = True
-    assert ssim(prediction, truth, scale, mask) == pytest.approx(full[mask].mean(), abs=1e-4)
+    assert ssim(prediction, truth, scale, mask) == pytest.approx(full[mask].mean(), abs=1e-6)
 
 
 def _cut(pair, size):
@@ -60,13 +82,85 @@ def test_equal_images(pair):
     assert mae(truth, truth, 1.0) == nmse(truth, truth, 1.0) == 0
 
 
+def ramp(slope=0.02):
+    x, y, z = np.meshgrid(*(np.arange(n, dtype=float) for n in (20, 18, 16)), indexing="ij")
+    return slope * x + 0 * y + 0.01 * z
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda x: x + 0.1, {"psnr": 20.0, "mae": 0.1, "mse": 0.01, "gradient": 0.0, "high_frequency": 0.0}),
+        (lambda x: 0.9 * x, {"nmse": 0.01, "high_frequency": 0.1}),
+        (lambda x: 0 * x, {"nmse": 1.0, "high_frequency": 1.0}),
+        (lambda x: x, {"psnr": math.inf, "ssim": 1, "msssim": 1, "mae": 0, "nmse": 0, "gradient": 0}),
+    ],
+    ids=["shifted", "scaled", "empty", "identical"],
+)
+def test_shifted_and_scaled_images_have_known_scores(pair, change, expected):
+    _, truth = pair
+    found = {name: image.METRICS[name](change(truth), truth, 1.0, None) for name in expected}
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_noise_costs_what_it_holds(pair):
+    _, truth = pair
+    noise = 0.05 * np.random.default_rng(3).standard_normal(truth.shape)
+    assert mse(truth + noise, truth, 1.0) == pytest.approx(0.05**2, rel=0.02)
+    assert psnr(truth + noise, truth, 1.0) == pytest.approx(-20 * math.log10(0.05), abs=0.1)
+    assert mae(truth + noise, truth, 1.0) == pytest.approx(0.05 * math.sqrt(2 / math.pi), rel=0.02)
+    # a central difference of white noise has variance sd^2 / 2 along each axis; the norm of three is chi distributed
+    chi = math.sqrt(2) * math.gamma(2) / math.gamma(1.5) * 0.05 / math.sqrt(2)
+    assert gradient_error(truth + noise, truth, 1.0, _inner(truth)) == pytest.approx(chi, rel=0.02)
+
+
+def _inner(x):
+    mask = np.zeros(x.shape, bool)
+    mask[1:-1, 1:-1, 1:-1] = True
+    return mask
+
+
+def test_the_gradient_error_is_the_slope_that_was_lost():
+    assert gradient_error(ramp(0.05), ramp(0.02), 1.0) == pytest.approx(0.03)
+    assert gradient_error(ramp(0.05), ramp(0.02), 2.0) == pytest.approx(0.015)
+    flat = np.zeros((20, 18, 16))
+    assert gradient_error(ramp(0.02), flat, 1.0) == pytest.approx(math.hypot(0.02, 0.01))
+
+
+def test_blurring_costs_high_frequencies_first(pair):
+    truth = pair[1] + 0.02 * np.random.default_rng(0).standard_normal(pair[1].shape)
+    errors = [high_frequency_error(ndimage.gaussian_filter(truth, s), truth, 1.0) for s in (0.5, 1.0, 2.0)]
+    assert errors == sorted(errors)
+    assert errors[0] > 2.5 * math.sqrt(nmse(ndimage.gaussian_filter(truth, 0.5), truth, 1.0))
+    assert high_frequency_error(truth, np.full(truth.shape, 0.5), 1.0) == math.inf
+
+
+def test_regions_are_scored_apart(pair):
+    prediction, truth = pair
+    lesion, brain, nothing = (np.zeros(truth.shape, bool) for _ in range(3))
+    lesion[18:24, 10:16, 12:18] = True
+    brain[2:36, 2:33, 2:28] = True
+    worse = np.where(lesion, prediction + 0.3, prediction)
+    names = ("psnr", "ssim", "msssim", "mae", "gradient", "high_frequency")
+    found = paired(worse, truth, 2.0, {"brain": brain, "lesion": lesion, "none": nothing}, names)
+    assert set(found) == {"brain", "lesion"}
+    for region, mask in (("brain", brain), ("lesion", lesion)):
+        for name in names:
+            assert found[region][name] == pytest.approx(image.METRICS[name](worse, truth, 2.0, mask), rel=1e-9)
+    assert found["lesion"]["psnr"] < found["brain"]["psnr"] - 5
+    with pytest.raises(InputError, match="choose among psnr"):
+        paired(worse, truth, 1.0, {"brain": brain}, ("dice",))
+    with pytest.raises(InputError, match="mask"):
+        paired(worse, truth, 1.0, {"brain": brain[1:]})
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_only_the_mask_counts(pair, metric):
     prediction, truth = pair
     mask = np.zeros(truth.shape, bool)
     mask[12:20, 12:20, 12:20] = True
     spoilt = prediction.copy()
-    spoilt[:4] = 7  # farther from the mask than half a window
+    spoilt[:4] = 7  # farther from the mask than any window reaches
     assert metric(spoilt, truth, 1.0, mask) == pytest.approx(metric(prediction, truth, 1.0, mask), abs=1e-6)
     assert metric(spoilt, truth, 1.0) != pytest.approx(metric(prediction, truth, 1.0), abs=1e-3)
 
@@ -87,7 +181,7 @@ def test_data_range_has_no_default(pair, metric):
         metric(*pair)
 
 
-@pytest.mark.parametrize("metric", (psnr, ssim, mae))
+@pytest.mark.parametrize("metric", (*METRICS, msssim))
 @pytest.mark.parametrize("data_range", [0, -1.0, math.nan, math.inf])
 def test_data_range_must_be_a_range(pair, metric, data_range):
     with pytest.raises(InputError, match="data_range"):
@@ -99,6 +193,8 @@ def test_what_does_not_fit_is_refused(pair, metric):
     prediction, truth = pair
     with pytest.raises(InputError, match="one shape"):
         metric(prediction[1:], truth, 1.0)
+    with pytest.raises(InputError, match="not finite"):
+        metric(np.where(truth > 0.9, np.nan, prediction), truth, 1.0)
     with pytest.raises(InputError, match="mask"):
         metric(prediction, truth, 1.0, np.zeros(truth.shape, bool))
     with pytest.raises(InputError, match="mask"):
