@@ -128,9 +128,9 @@ def test_training_leaves_out_what_is_damaged(run, dataset, tmp_path):
 
 
 def test_a_preset_for_other_modalities():
-    config = training.for_modalities(any2all.tiny(), ("T1w", "FLAIR"))
+    config = any2all.for_modalities(any2all.tiny(), ("T1w", "FLAIR"))
     assert (config.net.in_channels, config.net.out_channels, config.net.times) == (2, 2, 2)
-    shared = training.for_modalities(any2all.published(), ("T1w", "FLAIR"))
+    shared = any2all.for_modalities(any2all.published(), ("T1w", "FLAIR"))
     assert shared.net.times == 1
     any2all.build(config)
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from amodal.core.config import from_dict, to_dict
 from amodal.core.errors import InputError
-from amodal.data.intensity import Window
+from amodal.data.intensity import QUANTITIES, Window, group_window
 
 
 def test_ends_pinned():
@@ -94,8 +94,36 @@ def test_torch_and_numpy_agree_and_keep_float32():
 
 def test_as_json_and_back():
     window = Window(0.25, 812.5)
-    assert to_dict(window) == {"lo": 0.25, "hi": 812.5}
-    assert from_dict(Window, to_dict(window)) == window
+    assert to_dict(window) == {"lo": 0.25, "hi": 812.5, "knots": []}
+    assert from_dict(Window, to_dict(window)) == from_dict(Window, {"lo": 0.25, "hi": 812.5}) == window
+    bent = QUANTITIES["CT"].window
+    assert bent is not None and from_dict(Window, to_dict(bent)) == bent
+
+
+def test_hounsfield_units_enter_and_come_back():
+    """The CT window, pinned at its knots and half way between them: 80 HU of brain take up 0.6 of the 2.0 there are."""
+    window = QUANTITIES["CT"].window
+    units = np.array([-3000, -1000, -150, -75, 0, 40, 80, 300, 1150, 2000, 3000], np.float32)
+    found = window.enter(units)
+    assert found == pytest.approx([-1, -1, -0.75, -0.625, -0.5, -0.2, 0.1, 0.3, 0.65, 1, 1], abs=1e-6)
+    assert found.dtype == np.float32
+    assert window.leave(found)[1:-1] == pytest.approx(units[1:-1], abs=1e-2)
+    assert window.enter(torch.from_numpy(units)).numpy() == pytest.approx(found, abs=1e-6)
+    assert window.leave(torch.from_numpy(found)).numpy()[1:-1] == pytest.approx(units[1:-1], abs=1e-2)
+    # 0.075 of the scale is 10 HU in the brain and 182 in bone
+    x = np.array([-0.2, 0.65], np.float32)
+    assert window.spread(x, np.full(2, 0.075, np.float32)) == pytest.approx([10, 182.14], rel=1e-3)
+    assert Window(0, 8).spread(x, np.full(2, 0.5)) == pytest.approx([2, 2])
+
+
+@pytest.mark.parametrize("knots", [((5.0, 0.0),), ((-1.0, 0.0),), ((1.0, 2.0),), ((1.0, 0.5), (2.0, 0.4))])
+def test_knots_that_do_not_rise_are_refused(knots):
+    with pytest.raises(InputError, match="rise"):
+        Window(0.0, 4.0, knots)
+
+
+def test_the_group_window_holds_every_subject():
+    assert group_window([6.5, 12.25, 8.0]) == Window(0.0, 12.25)
 
 
 @pytest.mark.parametrize("ends", [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))])

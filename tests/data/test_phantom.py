@@ -232,7 +232,7 @@ def test_contrasts_are_ordered_as_in_practice():
     assert mean["T1w", "white"] > 1.15 * mean["T1w", "cortex"] > 1.15 * 1.15 * mean["T1w", "ventricle"]
     assert mean["T2w", "ventricle"] > 1.4 * mean["T2w", "cortex"] > 1.4 * 1.3 * mean["T2w", "white"]
     assert mean["FLAIR", "wmh"] > 1.1 * mean["FLAIR", "cortex"] > 1.1 * 1.1 * mean["FLAIR", "white"]
-    assert mean["FLAIR", "ventricle"] < 0.2 * mean["FLAIR", "white"]
+    assert mean["FLAIR", "ventricle"] < 0.4 * mean["FLAIR", "white"]
     assert mean["T2w", "wmh"] > 1.3 * mean["T2w", "white"]
     assert mean["T1w", "wmh"] < 0.92 * mean["T1w", "white"]
     assert mean["PDw", "cortex"] > mean["PDw", "white"]
@@ -427,7 +427,7 @@ def _stop(done: int, of: int) -> None:
     [
         ({"tumour": 1.5}, "between 0 and 1"),
         ({"noise": -0.1}, "0 or more"),
-        ({"modalities": ("T1w", "CT")}, "the phantom can make"),
+        ({"modalities": ("T1w", "cine")}, "the phantom can make"),
         ({"modalities": ()}, "wanted modality"),
         ({"head": True}, "stripped=False"),
         ({"shape": (4, 64, 64)}, "8 or more"),

@@ -403,3 +403,27 @@ def test_one_label_stands_for_all_modalities():
     net, x = build().prior.net, stack(3)
     label = torch.tensor([3.0, 500.0, 999.0])
     assert torch.equal(net(x, label), net(x, label[:, None].expand(3, 4)))
+
+
+def test_some_estimates_leave_out_one_input_each_in_turn():
+    images, present = stack(3), lacking(3, n=3)
+    settings = {"steps": 1, "draws": 6}
+    made = build(**settings, leave_out=0.2).complete(Batch(images, present), Rng.of(0, 3))
+
+    def estimate(k, hidden):
+        axes = (2,) if k // 2 % 2 else ()
+        shown = lacking(3, *hidden, n=3)
+        batch = Batch(images.flip(axes), shown)
+        return build(steps=1).complete(batch, Rng.of(0, 3).fork("draw", k)).flip(axes)
+
+    whole = sum(estimate(k, ()) for k in (0, 2, 4)) / 3
+    less = sum(estimate(k, ((k - 1) // 2,)) for k in (1, 3, 5)) / 3
+    assert torch.allclose(made[:, 3], 0.8 * whole[:, 3] + 0.2 * less[:, 3], atol=1e-5)
+    assert not torch.allclose(whole[:, 3], less[:, 3], atol=1e-3)
+    assert torch.equal(made[:, :3], images[:, :3])
+    # of two inputs none is left out, and one draw is one draw
+    few = lacking(2, 3, n=3)
+    a, b = (build(**settings, leave_out=part).complete(Batch(images, few), Rng.of(0, 3)) for part in (0.2, 0.5))
+    assert a.shape == b.shape and torch.isfinite(a).all()
+    one, same = (build(steps=1, leave_out=part).complete(Batch(images, present), Rng.of(0, 3)) for part in (0.2, 0.0))
+    assert torch.equal(one, same)

@@ -13,12 +13,11 @@ from scipy import ndimage
 from amodal.core.errors import InputError
 from amodal.metrics.statistics import Score
 from amodal.report import figures
+from amodal.report.evaluation import Evaluation, evaluation_page
 from amodal.report.page import (
-    Evaluation,
     Item,
     Page,
     Panel,
-    evaluation_page,
     flatten,
     methods_text,
     number,

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import math
@@ -7,10 +8,12 @@ import torch
 from lightning_fabric import Fabric
 
 from amodal.core.contract import Batch, Player, Stage
+from amodal.core.device import bf16, pick
 from amodal.core.errors import AmodalError, InputError
 from amodal.core.rng import Rng
 from amodal.train import log, machine, optim
 from amodal.train.engine import Plan, fit, run
+from amodal.train.plan import RATE
 
 from .toys import PLAN, Line, Toy, data
 
@@ -257,12 +260,47 @@ def test_plans_that_cannot_be(settings, said):
 
 
 def test_devices_and_precision(tmp_path):
-    assert machine.devices("cpu") == ("cpu", 1) and machine.devices("auto") == ("auto", "auto")
+    here = pick("auto").type  # all GPUs, or the CPU once
+    assert machine.devices("cpu") == ("cpu", 1) and machine.devices("auto") == (here, 1 if here == "cpu" else "auto")
     with pytest.raises(InputError, match="tpu"):
         machine.devices("tpu")
     with pytest.raises(InputError, match="sharded"):
         fit(Line(), data, tmp_path, PLAN, strategy="fsdp")
-    assert machine.bf16("bf16", "cpu") and not machine.bf16("fp32", "cuda")
+    assert bf16("bf16", torch.device("cpu")) and not bf16("fp32", torch.device("cuda"))
+
+
+class Begun(Line):
+    """Two stages; the second has its own share and rate, and first fixes a buffer from the data."""
+
+    def __init__(self):
+        super().__init__(("both",))
+        self.register_buffer("scale", torch.zeros(()))
+        self.calls = 0
+
+    def stages(self):
+        (one,) = super().stages()
+        return dataclasses.replace(one, share=0.25), dataclasses.replace(
+            one, name="second", share=0.75, rate=0.5, begin=self._begin
+        )
+
+    def _begin(self, batches):
+        self.calls += 1
+        self.scale.copy_(batches(3).images.abs().mean())
+
+
+def test_a_stage_has_its_share_its_rate_and_a_beginning(tmp_path):
+    method = Begun()
+    train(method, tmp_path, steps=8, save_every=3)
+    found = lines(tmp_path)
+    assert [x["stage"] for x in found] == ["both"] * 2 + ["second"] * 6
+    assert [x["rate"] for x in found] == [RATE] * 2 + [0.5] * 6
+    assert method.scale == data(3).images.abs().mean() > 0
+    again = Begun()
+    plan = Plan(steps=8, save_every=3, warmup=1, precision="fp32", decay="none", rate=0.1)
+    fit(again, data, tmp_path, plan, device="cpu", quiet=True, resume=True)
+    assert again.calls == 0 and again.scale == method.scale  # the beginning is not made twice
+    train(Begun(), tmp_path / "other", steps=8, rate=0.1)
+    assert {x["rate"] for x in lines(tmp_path / "other")} == {0.1}  # the plan's own rate is everyone's
 
 
 class Terminal(io.StringIO):

@@ -16,6 +16,7 @@ from ..core.modality import ALIASES
 from .complete import complete
 from .demo import demo
 from .evaluate import evaluate
+from .generate import generate
 from .inspect import inspect
 from .methods import methods
 from .phantom import phantom
@@ -26,8 +27,12 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[2]  # type: ignore[ass
 
 # Flags that take several values in a row, and which words still belong to them.
 _SEVERAL: Mapping[str, Callable[[str], object]] = {
+    "--modality": lambda word: word.lower() in ALIASES,
+    "--modalities": lambda word: word.lower() in ALIASES,
+    "--meta": re.compile(r"[A-Za-z_][\w.]*=").match,
     "--missing": lambda word: word.lower() in ALIASES,
     "--set": re.compile(r"[A-Za-z_][\w.]*=").match,
+    "--compare": re.compile(r"[^-]").match,
 }
 
 INTERRUPTED = 130
@@ -39,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="For research only: what amodal makes is synthetic, and no basis for a diagnosis.",
 )
-for command in (demo, inspect, complete, evaluate, train, phantom, methods):
+for command in (demo, inspect, complete, generate, evaluate, train, phantom, methods):
     app.command()(command)
 
 

@@ -36,6 +36,17 @@ def complete(
     sampler: options.Sampler = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Slices per network call; images stay the same.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Subjects read and aligned ahead while the network runs.")] = 1,
+    missing_slices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="8:16",
+            help="With a single stack as INPUT: the slices to make, from 0, ends excluded; those that are all zero or "
+            "NaN are made anyway. Acquired ones that are named are hidden and compared.",
+        ),
+    ] = None,
+    spacing_z: Annotated[
+        float | None, typer.Option(metavar="MM", help="With a single stack: make slices so near to each other.")
+    ] = None,
     t1w: Annotated[Path | None, _file("t1w")] = None,
     t1gd: Annotated[Path | None, _file("t1gd")] = None,
     t2w: Annotated[Path | None, _file("t2w")] = None,
@@ -58,6 +69,8 @@ def complete(
     amodal complete INPUT OUTPUT --missing FLAIR
 
     amodal complete OUTPUT --t1w a.nii.gz --t2w b.nii.gz --missing FLAIR
+
+    amodal complete stack.nii.gz OUTPUT --model RUN --missing-slices 8:16
     """
     given = {"T1w": t1w, "T1Gd": t1gd, "T2w": t2w, "FLAIR": flair, "PDw": pdw, "T2starw": t2starw, "CT": ct, "PET": pet}
     files = {name: path for name, path in given.items() if path is not None}
@@ -65,6 +78,19 @@ def complete(
         raise InputError(f"both a folder ({first}) and files were given; give INPUT OUTPUT, or OUTPUT and the files.")
     if not files and second is None:
         raise InputError(f"OUTPUT is missing after {first}; give a folder for the results, outside the input.")
+
+    from . import slices
+
+    if slices.is_stack(first):
+        stack = slices.Job(
+            file=first, out=second or first, slices=missing_slices, spacing_z=spacing_z, model=model, samples=samples,
+            steps=steps, device=device, precision=precision, seed=seed, overwrite=overwrite, dry_run=dry_run,
+            quiet=quiet, report=report,
+        )  # fmt: skip
+        for entry in slices.run(stack).entries:
+            slices.show(entry, quiet)
+        return 0
+    slices.refuse(first, {"--missing-slices": missing_slices, "--spacing-z": spacing_z})
 
     from ..data import layouts
     from . import completion

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..core.errors import InputError
 from ..data.bids import Derivatives
 from ..data.volume import Source, Study
 from ..model import Model, load
-from ..preprocess.align import prepare
 from ..report.page import subject_page
-from . import console, present
+from . import console, guides, present
 from .plan import Row, plan
 from .record import Entry, Record, writable
 
@@ -67,7 +67,7 @@ def run(job: Job) -> Record:
             with record.subject(row.source.label, _files(row)) as entry:
                 entry.status = "unchanged"
             console.say(f"{row.source.label}: nothing is missing, {', '.join(row.inputs)} are there", job.quiet)
-        for row, study in _ahead([row for row in rows if row.make], job.workers):
+        for row, study in _ahead([row for row in rows if row.make], job.workers, partial(_prepare, model, out)):
             with record.subject(row.source.label, _files(row), alone=len(rows) == 1) as entry:
                 _complete(job, row, study.result(), model, out, entry)
             if entry.error:
@@ -83,22 +83,24 @@ def _files(row: Row) -> list[Path]:
     return list(row.source.files.values())
 
 
-def _ahead(rows: Sequence[Row], workers: int) -> Iterator[tuple[Row, Future[Study]]]:
+def _ahead(rows: Sequence[Row], workers: int, read: Callable[[Row], Study]) -> Iterator[tuple[Row, Future[Study]]]:
     """Each row with its study, read and brought to one grid; the next `workers` are made ready meanwhile."""
     with ThreadPoolExecutor(workers, thread_name_prefix="prepare") as pool:
         waiting: deque[tuple[Row, Future[Study]]] = deque()
         for row in rows:
-            waiting.append((row, pool.submit(_prepare, row)))
+            waiting.append((row, pool.submit(read, row)))
             if len(waiting) > workers:
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
 
 
-def _prepare(row: Row) -> Study:
+def _prepare(model: Model, out: Derivatives, row: Row) -> Study:
+    """Tissue maps, where the method takes them, are kept among the outputs."""
     if row.trouble:
         raise InputError(row.trouble)
-    return prepare(row.source)
+    folder = out.image_path(row.source, row.inputs[0]).parent
+    return guides.read(row.source, model.name, model.method.config, folder, row.inputs)
 
 
 def _complete(job: Job, row: Row, study: Study, model: Model, out: Derivatives, entry: Entry) -> None:

@@ -1,26 +1,102 @@
-"""amodal evaluate: the trust test, on the user's own complete subjects."""
+"""amodal evaluate: the trust test, on the user's own complete subjects; named protocols; two runs compared."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..core.errors import AmodalError, InputError
-from . import console, options
-from .record import Record, writable
+from ..core.errors import InputError
+from . import options
+
+_PROTOCOL = "A paper's protocol"
+_MORE = "More evidence"
 
 
 def evaluate(
-    dataset: Annotated[Path, typer.Argument(help="A dataset with subjects that have several contrasts.")],
-    model: options.ModelName = "default",
+    dataset: Annotated[
+        Path | None, typer.Argument(help="A dataset with subjects that have several contrasts.", show_default=False)
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="default, a model's folder, or a Hugging Face id. Given again: other models, measured on the same and "
+            "compared with the first.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the tables and the report.")] = Path("evaluation"),
     patterns: Annotated[
-        str, typer.Option(help="What is hidden: each contrast alone, all sets, or a list such as FLAIR,T2w+FLAIR.")
-    ] = "each",
+        str | None,
+        typer.Option(
+            help="What is hidden: all sets (the default), each contrast alone, random:N sets a subject, or a list such "
+            "as FLAIR,T2w+FLAIR; of stacks, slices:8,16,24 in a row.",
+            show_default=False,
+        ),
+    ] = None,
     steps: options.Steps = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Above 1: SD maps are drawn too, and their intervals measured."),
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Find the factors that make the intervals hold; keep them in the model.")
+    ] = False,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="copedit-brats, copedit-ixi, copedit-cardiac, apt-brats, apt-adni, cola-brats2018, cola-ixi, any2all, "
+            "wfdm-brainscape.",
+            rich_help_panel=_PROTOCOL,
+        ),
+    ] = None,
+    subjects: Annotated[
+        int | None, typer.Option(min=1, help="Only so many subjects; stands in the id.", rich_help_panel=_PROTOCOL)
+    ] = None,
+    allow_other_data: Annotated[
+        bool,
+        typer.Option("--allow-other-data", help="On data of your own; stands in the id.", rich_help_panel=_PROTOCOL),
+    ] = False,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="A.json B.json", help="Compare two runs of one protocol.", rich_help_panel=_MORE),
+    ] = None,
+    downstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WT,TC,ET | NAME=1+2,...",
+            help="Train a small segmentation network on real data, without --patterns, and with them completed: Dice.",
+            rich_help_panel=_MORE,
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Where the label maps are, below DATASET: derivatives/x/{subject}/anat/{subject}_dseg.nii.gz.",
+            rich_help_panel=_MORE,
+        ),
+    ] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TRAINING",
+            help="Are training images given back? The data the model was trained on, or its run folder.",
+            rich_help_panel=_MORE,
+        ),
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of each segmentation network.", rich_help_panel=_MORE)
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=WEIGHTS",
+            help="Feature network of --audit and wfdm-brainscape, such as medicalnet-resnet50=FILE; default: one that "
+            "needs no download.",
+            rich_help_panel=_MORE,
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Subjects at a time.")] = 1,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -31,52 +107,24 @@ def evaluate(
     report: options.Report = None,
     debug: options.Debug = False,
 ) -> int:
-    """Hide what is there, make it, measure it: PSNR, SSIM and MAE beside two baselines."""
-    from ..data import layouts
-    from ..evaluate import evaluate as run
-    from ..evaluate import parse_patterns
-    from ..metrics.statistics import ALL, summarise
-    from ..model import load
-    from ..preprocess.align import prepare
-    from .present import show_scores
+    """Hide what is there, make it, measure it: beside two baselines, with a verdict in plain words.
 
-    sources = layouts.find(dataset)
-    loaded = load(model, device=device, precision=precision)
-    parse_patterns(patterns, loaded.modalities)
-    useful = [s for s in sources if s.problem or len(set(s.files) & set(loaded.modalities)) > 1]
-    if not useful:
-        raise InputError(
-            f"{dataset}: no subject has two of {', '.join(loaded.modalities)}; one to hide and one to start "
-            "from are needed, give such subjects."
-        )
-    writable(out)
-    if dry_run:
-        console.say(f"would evaluate {model} on {len(useful)} of {len(sources)} subjects into {out}", quiet)
-        return 0
-    with Record(report, {"dataset": str(dataset), "model": model, "patterns": patterns, "seed": seed}) as record:
-        with console.progress(f"evaluating {len(sources)} subjects", quiet) as tick:
-            found = run(
-                sources,
-                loaded,
-                out,
-                prepare=prepare,
-                patterns=patterns,
-                steps=steps,
-                seed=seed,
-                overwrite=overwrite,
-                workers=workers,
-                progress=tick,
-            )
-        for source in useful:
-            with record.subject(source.label, list(source.files.values())) as entry:
-                if source.label in found.failed:
-                    raise AmodalError(found.failed[source.label])
-            if entry.error:
-                print(f"error: {source.label}: {entry.error}", file=sys.stderr)
-    means: dict[str, dict[str, dict[str, float]]] = {}
-    for row in summarise(found.scores):
-        name = row.modality if row.pattern in (row.modality, ALL) else f"{row.modality} (hidden: {row.pattern})"
-        means.setdefault(name, {}).setdefault(row.method, {})[row.metric] = row.mean
-    show_scores(f"Means over {len({s.subject for s in found.scores})} subjects", means, quiet)
-    console.say(f"results and report: {out}", quiet)
-    return 1 if found.failed else 0
+    amodal evaluate DATASET --model RUN
+
+    amodal evaluate DATASET --model RUN --protocol copedit-brats
+
+    amodal evaluate --compare A.json B.json
+    """
+    from . import evidence
+
+    if compare:
+        return evidence.compare(compare, dataset, quiet)
+    if dataset is None:
+        raise InputError("DATASET is missing; give a dataset with complete subjects, or --compare two results.json.")
+    job = evidence.Job(
+        dataset=dataset, models=tuple(model or ("default",)), out=out, patterns=patterns, steps=steps, samples=samples,
+        calibrate=calibrate, protocol=protocol, subjects=subjects, other_data=allow_other_data, downstream=downstream,
+        labels=labels, iterations=iterations, audit=audit, features=features, workers=workers, device=device,
+        precision=precision, seed=seed, overwrite=overwrite, quiet=quiet, report=report,
+    )  # fmt: skip
+    return evidence.describe_job(job) if dry_run else evidence.run(job)

@@ -35,10 +35,13 @@ def inspect(
         found, show = _dataset(path, model), _show_dataset
     else:
         found, show = {"kind": "file", **_file(path)}, _show_file
+    if perceives(model):
+        found["perceived"] = _perceived(path, model)
     if as_json:
         print(json.dumps(found, indent=2, default=str))
     else:
         show(found, quiet)
+        _show_perceived(found.get("perceived", []), quiet)
     return 1 if found.get("problems") else 0
 
 
@@ -107,6 +110,43 @@ def _model(where: str) -> dict[str, Any]:
     from .. import model as models
 
     return {"kind": "model", "path": where, **models.describe(where)}
+
+
+def perceives(model: str) -> bool:
+    """Whether a model can say what it sees; nothing is loaded for that."""
+    from .. import model as models
+
+    try:
+        return models.describe(model)["method"] in models.PERCEIVING
+    except (AmodalError, OSError):
+        return False
+
+
+def _perceived(path: Path, name: str) -> list[dict[str, Any]]:
+    """What a model sees in a stack, or in each study of a dataset, without being told."""
+    from .. import model as models
+    from ..data import layouts, nifti
+    from ..preprocess.align import prepare
+
+    if models.is_model(path) or str(path) == "default":
+        return []
+    model = models.load(name)
+    if path.is_file():
+        return [vars(models.perceive_stack(model, nifti.read(path, gaps=True)))]
+    out = []
+    for source in layouts.find(path):
+        try:
+            out.append(vars(models.perceive(model, prepare(source))))
+        except AmodalError as error:
+            out.append({"subject": source.label, "error": str(error)})
+    return out
+
+
+def _show_perceived(found: Sequence[Mapping[str, Any]], quiet: bool) -> None:
+    for one in found:
+        console.say(f"{one['subject']}: {one.get('error') or one['words']}", quiet)
+        for warning in one.get("warnings", ()):
+            console.say(f"warning: {one['subject']}: {warning}", quiet)
 
 
 def _show_file(found: Mapping[str, Any], quiet: bool) -> None:

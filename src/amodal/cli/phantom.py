@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,20 +12,35 @@ from ..core.modality import canonical
 from . import console, options
 from .record import Record, writable
 
+THICK = 5.0  # mm; slices of the heart as thick as this are scanned with a gap of a quarter, as is usual
+
 
 def phantom(
     out: Annotated[Path, typer.Argument(help="The folder of the new BIDS dataset.")],
     n: Annotated[int, typer.Option("-n", "--subjects", min=1, help="How many subjects.")],
     size: Annotated[str, typer.Option(help="Voxels: one number, or three such as 128x128x96.")] = "128",
     spacing: Annotated[float, typer.Option(help="Millimetres between voxels.")] = 1.5,
-    modalities: Annotated[str, typer.Option(help="Which contrasts, parted by commas.")] = "T1w,T1Gd,T2w,FLAIR",
+    modalities: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--modality",
+            "--modalities",
+            metavar="NAME ...",
+            help="Which contrasts, also parted by commas: T1w T1Gd T2w FLAIR (the default), PDw, T2starw, CT, PET.",
+        ),
+    ] = None,
     tumour: Annotated[float, typer.Option(help="Probability of a tumour.")] = 0.2,
     lesions: Annotated[float, typer.Option(help="Probability of MS-like lesions.")] = 0.4,
     noise: Annotated[float, typer.Option(help="Rician noise, relative to white matter.")] = 0.02,
     bias: Annotated[float, typer.Option(help="Strength of the bias field.")] = 0.15,
-    slice_thickness: Annotated[float, typer.Option(help="Thick axial slices, in mm; 0: as spacing.")] = 0.0,
+    slice_thickness: Annotated[
+        float, typer.Option(help="Thick slices, in mm; 0: as spacing (hearts: 32 of 3.5 mm).")
+    ] = 0.0,
     misregistration: Annotated[float, typer.Option(help="Shift (mm) and turn (degrees) between contrasts.")] = 0.0,
     head: Annotated[bool, typer.Option("--head", help="With skull and scalp.")] = False,
+    heart: Annotated[
+        bool, typer.Option("--heart", help="Short-axis cine stacks of hearts, at end-diastole and end-systole.")
+    ] = False,
     labelmap: Annotated[
         Path | None, typer.Option(help="A label map, or a folder of them, in place of the MNI152 template.")
     ] = None,
@@ -38,12 +53,16 @@ def phantom(
     debug: options.Debug = False,
 ) -> int:
     """Make a virtual cohort: subjects with known truth, as a BIDS dataset."""
-    from ..data.phantom import PhantomConfig, make_cohort
+    from ..data.phantom import HeartConfig, PhantomConfig, make_cohort, make_hearts
 
+    if heart and (head or labelmap is not None):
+        raise InputError("--heart makes hearts, which have no head and no brain's label map; leave those flags out.")
     config = PhantomConfig(
         shape=_size(size),
         spacing=spacing,
-        modalities=tuple(canonical(name) for name in modalities.replace(",", " ").split()),
+        modalities=tuple(
+            canonical(name) for name in " ".join(modalities or ("T1w,T1Gd,T2w,FLAIR",)).replace(",", " ").split()
+        ),
         tumour=tumour,
         lesions=lesions,
         noise=noise,
@@ -54,14 +73,26 @@ def phantom(
         stripped=not head,
         labelmap=labelmap,
     )
+    cine = HeartConfig(
+        size=config.shape[:2],
+        spacing=spacing,
+        thickness=slice_thickness or HeartConfig.thickness,
+        gap=0.25 * slice_thickness if slice_thickness >= THICK else 0.0,
+        noise=noise,
+        bias=bias,
+        breath=misregistration,
+    )
+    made: Any = cine if heart else config
     writable(out)
     if dry_run:
-        shape = "x".join(map(str, config.shape))
-        console.say(f"would make {n} subjects of {shape} voxels with {', '.join(config.modalities)} in {out}", quiet)
+        shape = "x".join(map(str, (*cine.size, cine.count) if heart else config.shape))
+        what = "short-axis cine" if heart else ", ".join(config.modalities)
+        console.say(f"would make {n} subjects of {shape} voxels with {what} in {out}", quiet)
         return 0
-    record = Record(report, {"out": str(out), "n": n, "seed": seed, **vars(config)})
+    record = Record(report, {"out": str(out), "n": n, "seed": seed, **vars(made)})
+    make = make_hearts if heart else make_cohort
     with record, record.subject("cohort", [], alone=True) as entry, console.progress(f"making {n}", quiet) as tick:
-        make_cohort(out, n, seed, config, workers=workers or None, overwrite=overwrite, progress=tick)
+        make(out, n, seed, made, workers=workers or None, overwrite=overwrite, progress=tick)
         entry.outputs.append(str(out))
     console.say(f"{n} subjects: {out}", quiet)
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data.bids import Derivatives
-from ..data.intensity import Window
+from ..data.intensity import QUANTITIES, Window
 from ..data.nifti import sha256
 from ..data.volume import Source, Study
 from ..evaluate import MODEL, measure, slice_axis
@@ -57,7 +57,7 @@ def _stack(model: Model, study: Study, hidden: tuple[str, ...]) -> tuple[np.ndar
     for m, name in enumerate(model.modalities):
         if name in study:
             data = study[name].data
-            stack[m] = Window.of(data, model.grid.percentiles).enter(data)
+            stack[m] = model.window(name, data).enter(data)
     return stack, np.array([name in study and name not in hidden for name in model.modalities])
 
 
@@ -75,7 +75,9 @@ def sidecar(source: Source, name: str, full: Completion, out: Derivatives, desc:
         "SpatialReference": out.uri(source.files[full.inputs[0]]),
         "Synthetic": {
             **full.provenance,
-            "Units": "arbitrary: the median range of this contrast in the training data",
+            "Units": QUANTITIES[name].unit
+            if name in QUANTITIES
+            else "arbitrary: the median range of this contrast in the training data",
             "InputSHA256": {m: sha256(source.files[m]) for m in full.inputs},
             "Preprocessing": list(full.notes),
             "CommandLine": shlex.join(["amodal", *sys.argv[1:]]),
@@ -111,12 +113,14 @@ def page(model: Model, row: Row, study: Study, full: Completion, found: Scores, 
         panels.append(Panel(name, figures.ras(np.asarray(data, np.float32), affine)[0], status))
 
     def scaled(name: str) -> np.ndarray:
-        window = Window.of(study[name].data, model.grid.percentiles)
+        window = model.window(name, study[name].data)
         return (window.enter(study[name].data) + 1) / 2
 
     for name in full.inputs:
         show(name, scaled(name), "acquired")
         items.append(_item(name, "acquired", study, row.source.files[name].name))
+    for name in [m for m in full.inputs if m in full.study.tissue][:1]:
+        show(f"tissue in {name}", full.study.tissue[name], "tissue")
     for name in full.made:
         show(name, full.scaled[name], "synthetic")
         items.append(_item(name, "synthetic", full.study, files[name].name))

@@ -25,7 +25,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Train so long.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples per step and device.")] = 16,
     crop: Annotated[int, typer.Option(min=16, help="Voxels of the square that is cut from a slice.")] = 128,
-    rate: Annotated[float, typer.Option(help="Learning rate.")] = 2e-4,
+    rate: Annotated[float | None, typer.Option(help="Learning rate; default: that of each stage.")] = None,
     hold_out: Annotated[int, typer.Option(min=0, help="Studies kept aside for validation.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     device: options.Device = "auto",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from ..data import layouts
 from ..data.bids import read_description
 from ..data.dataset import INDEX, Cache, prefetch
 from ..data.volume import Source, Study
-from ..methods import METHODS
+from ..methods import ABOUT, ASKING, METHODS
 from ..metrics.baselines import Baselines
 from ..model import Model
-from ..preprocess.align import prepare
+from ..model.outline import Outlines
+from ..model.slices import knows_stacks, upright
 from ..train.engine import FitResult, fit, holds_run
 from ..train.plan import Plan
-from . import console
+from . import console, guides
+from .conditions import sidecar
 from .record import Entry, Record, writable
 from .validation import Validation
 
@@ -63,7 +66,7 @@ def check(job: Job) -> tuple[list[Source], Any]:
     writable(job.out)
     if _first() and holds_run(job.out) and not (job.resume or job.overwrite):
         raise InputError(f"{job.out}: holds a run already; pass --resume to go on with it, --overwrite to begin anew.")
-    return sources, override(for_modalities(base, names), job.settings)
+    return sources, override(method.for_modalities(base, names), job.settings)
 
 
 def run(job: Job) -> FitResult:
@@ -74,13 +77,15 @@ def run(job: Job) -> FitResult:
     asked = {k: v for k, v in vars(job).items() if k not in ("plan", "report", "quiet")}
     record = Record(job.report, {**asked, **vars(job.plan)})
     with record, record.subject("training", [job.dataset], alone=True) as entry:
-        grid = Grid()
-        cache = _cache(sources, grid, config.modalities, job, entry)
+        grid = METHODS[job.method].grid(config)
+        cache = _cache(sources, grid, config, job, entry)
         held = cache.labels[-job.hold_out :] if 0 < job.hold_out < len(cache) else ()
         learn = cache.without(*held)
+        crop = tuple(grid.size[: net.dims]) if any(grid.size) else (job.crop,) * net.dims
+        encode = _encode(job, net)
         done = fit(
             net,
-            prefetch(lambda k: learn.batch(k, job.plan.batch, job.plan.seed, (job.crop,) * net.dims)),
+            prefetch(lambda k: learn.batch(k, job.plan.batch, job.plan.seed, crop, encode=encode)),
             job.out,
             job.plan,
             device=job.device,
@@ -89,16 +94,12 @@ def run(job: Job) -> FitResult:
             validate=Validation(cache.only(*held), job.plan.seed) if held else None,
             quiet=job.quiet,
         )
-        Model(job.method, net, grid, learn.windows(), _card(job.dataset, learn, held, done)).save(job.out)
+        card = _card(job.dataset, learn, held, done) | ABOUT.get(job.method, lambda net: {})(net)
+        outlines = Outlines.of(learn) if net.dims == 2 else None
+        model = Model(job.method, net, grid, learn.windows(), card, quantities=learn.quantities, outlines=outlines)
+        model.save(job.out)
         entry.outputs.append(str(job.out))
     return done
-
-
-def for_modalities(config: Any, names: Sequence[str]) -> Any:
-    """A preset for other modalities than its own: the same network, with as many channels and times as modalities."""
-    n = len(names)
-    times = n if config.net.times > 1 else 1
-    return replace(config, modalities=tuple(names), net=replace(config.net, in_channels=n, out_channels=n, times=times))
 
 
 def _pick(table: Any, name: str, what: str) -> Any:
@@ -107,25 +108,38 @@ def _pick(table: Any, name: str, what: str) -> Any:
     return table[name]
 
 
+def _encode(job: Job, net: Any) -> Any:
+    """What makes tensors of the subjects' metadata, which are first read as the data set's participants.json says."""
+    explained, asking = sidecar(job.dataset / "participants.json"), ASKING.get(job.method)
+    if asking is None or not explained:
+        return net.encode_metadata
+    return lambda rows: net.encode_metadata(asking.translate(net, rows, explained))
+
+
 def _first() -> bool:
     """Whether this is the process that was called; on several GPUs it starts the others with the same command."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _cache(sources: Sequence[Source], grid: Grid, names: tuple[str, ...], job: Job, entry: Entry) -> Cache:
+def _cache(sources: Sequence[Source], grid: Grid, config: Any, job: Job, entry: Entry) -> Cache:
     """The training cache of a run: made at its start, opened again on --resume and by the processes of other GPUs."""
     folder = job.out / "cache"
     if (job.resume or not _first()) and (folder / INDEX).is_file():
         return Cache.open(folder)
     with console.progress("reading the data set", job.quiet) as tick:
-        return Cache.build(_studies(sources, tick, entry.warnings), grid, names, folder, overwrite=True)
+        read = partial(guides.read, method=job.method, config=config, folder=job.out / "tissue")
+        stacks = knows_stacks(config)
+        studies = _studies(sources, (lambda s: upright(read(s))) if stacks else read, tick, entry.warnings)
+        return Cache.build(studies, grid, config.modalities, folder, overwrite=True)
 
 
-def _studies(sources: Sequence[Source], tick: console.Tick, notes: list[str]) -> Iterator[Study]:
+def _studies(
+    sources: Sequence[Source], read: Callable[[Source], Study], tick: console.Tick, notes: list[str]
+) -> Iterator[Study]:
     """The studies one by one, each on one grid; a damaged one is named and left out."""
     for done, source in enumerate(sources, 1):
         try:
-            study = prepare(source)
+            study = read(source)
         except InputError as error:
             notes.append(f"left out: {error}")
             print(f"warning: {source.label} is left out: {error}", file=sys.stderr)

@@ -28,6 +28,10 @@ class Validation:
     def __call__(self, method: Any, step: int, folder: Path) -> Mapping[str, float]:
         images, present = self.cache.stack(self.cache.labels[0])
         truth = _part(images, method.dims)  # [B, M, *spatial]
+        known = self.cache.guidance(self.cache.labels[0])
+        maps = {"tissue": _part(known["tissue"], method.dims)} if known else {}
+        if known:
+            maps["density"] = torch.from_numpy(known["density"]).expand(len(truth), *known["density"].shape)
         device = next(method.parameters()).device
         scores: dict[str, float] = {}
         rows = []
@@ -35,9 +39,9 @@ class Validation:
             there = torch.from_numpy(present & (np.arange(len(present)) != m))
             mask = there.reshape(1, -1, *(1,) * (truth.ndim - 2)).expand(len(truth), *(-1,) * (truth.ndim - 1))
             rng = Rng.of(self.seed, len(truth), "validation")
-            made = method.complete(Batch(truth, mask).to(device), rng).float().cpu()
+            made = method.complete(Batch(truth, mask, maps or None).to(device), rng).float().cpu()
             a, b = ((x[:, m].numpy() + 1) / 2 for x in (made, truth))
-            scores[f"psnr {self.cache.modalities[m]}"] = psnr(a, b, 1.0)
+            scores[f"psnr {self.cache.modalities[m]}"] = psnr(*((a[0], b[0]) if a.ndim == 4 else (a, b)), 1.0)
             rows.append((a, b))
         if rows:
             _picture(folder / "validation.png", rows)

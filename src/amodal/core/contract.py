@@ -5,8 +5,8 @@ Images are [B, M, *spatial] in [-1, 1], modality order as in the method's config
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -40,12 +40,40 @@ class Grid:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the scanner gave instead of an image, for one or more modalities: y = mask F S x + noise."""
+    """What the scanner gave of one modality instead of an image: y = sampled * F(maps * phase * m) + noise.
+
+    m is the magnitude image, real and not negative, F the centred orthonormal Fourier transform of a slice.
+    `kspace` [B, C, X, Y] complex64, zero frequency at N // 2, coils whitened; `sampled` bool, broadcasts to it (lines
+    of phase encoding: [1, 1, 1, Y]); `maps` [B or 1, C, X, Y] complex sensitivities (None: one coil that sees all
+    alike); `phase` [B or 1, X, Y] complex of modulus 1 (None: 1). `noise`: SD of its real and of its imaginary part.
+    `quadrature`: SD of the image at right angles to `phase`, in magnitudes: how far the phase is off (0: it is exact).
+    `window`: the magnitudes that are -1 and 1 in `Batch.images`. `corner`: the voxel of `Batch.images` (which may be
+    padded) where the grid of the measurement begins.
+    """
 
     kspace: Tensor
     sampled: Tensor
     maps: Tensor | None = None
     noise: float = 0.0
+    phase: Tensor | None = None
+    window: tuple[float, float] = (0.0, 1.0)
+    corner: tuple[int, int] = (0, 0)
+    quadrature: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.kspace)
+
+    def __getitem__(self, part: slice) -> Measurement:
+        """Some of the slices."""
+        return self._each(lambda v: v if len(v) == 1 else v[part])
+
+    def to(self, device: torch.device | str) -> Measurement:
+        return self._each(lambda v: v.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Measurement:
+        names = [name for name in ("kspace", "sampled", "maps", "phase") if getattr(self, name) is not None]
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -53,20 +81,22 @@ class Batch:
     """A stack of modalities with a presence mask.
 
     `images` [B, M, *spatial] in [-1, 1]; what is absent may hold anything finite. `present` is bool and broadcasts to
-    `images`: [B, M, 1, 1] for modalities, finer for slices and voxels.
+    `images`: [B, M, 1, 1] for modalities, finer for slices and voxels. `measurement`: by modality, what was
+    measured of it in place of an image; such a modality is not `present`.
     """
 
     images: Tensor
     present: Tensor
     metadata: Mapping[str, Tensor] | None = None
-    measurement: Measurement | None = None
+    measurement: Mapping[str, Measurement] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         metadata = None if self.metadata is None else {k: v.to(device) for k, v in self.metadata.items()}
-        return Batch(self.images.to(device, dtype), self.present.to(device), metadata, self.measurement)
+        measured = None if self.measurement is None else {k: v.to(device) for k, v in self.measurement.items()}
+        return Batch(self.images.to(device, dtype), self.present.to(device), metadata, measured)
 
 
 @dataclass(frozen=True)
@@ -80,11 +110,19 @@ class Player:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: `forward(batch, rng)` computes what the players' losses need, then each steps in turn."""
+    """One stage of training: `forward(batch, rng)` computes what the players' losses need, then each steps in turn.
+
+    `share`: its part of the steps and minutes that the plan gives. `rate`: its learning rate, unless the plan has one.
+    `begin`: called once before the first step (not when a run is resumed) with the data, batch number -> Batch, to fix
+    what is not learned by steps, in registered buffers: the scale of latents, tables.
+    """
 
     name: str
     forward: Callable[[Batch, Rng], Any]
     players: tuple[Player, ...] = field(default=())
+    share: float = 1.0
+    rate: float | None = None
+    begin: Callable[[Callable[[int], Batch]], None] | None = None
 
 
 class Method(Protocol):
@@ -94,7 +132,12 @@ class Method(Protocol):
     dims: int
     modalities: tuple[str, ...]
 
+    @property
+    def sampler(self) -> str: ...  # how it samples, in a word for the provenance
+
     def stages(self) -> tuple[Stage, ...]: ...
+
+    def encode_metadata(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Tensor] | None: ...  # None: not used
 
     def steps_for(self, samples: int) -> int: ...  # sampling steps, unless told otherwise
 

@@ -1,4 +1,4 @@
-"""What lies in a folder: BIDS, BraTS of any year, IXI, or clearly named files. Names are read here, voxels are not.
+"""What lies in a folder: BIDS, BraTS of any year, IXI, a table, clearly named files. Names are read, voxels are not.
 
 `find` walks the table `LAYOUTS`; the first row that recognises the folder gathers its studies. What cannot be used is
 left out (masks, segmentations, derivatives, hidden files); a study with a fault keeps it in `problem`, which is raised
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ..core.errors import InputError
 from ..core.modality import ALIASES, MODALITIES, canonical
-from . import bids
+from . import bids, table
 from .volume import Source
 
 NIFTI = (".nii.gz", ".nii")
@@ -69,9 +69,12 @@ def find(path: Path | str) -> list[Source]:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the path.")
+    if path.suffix.lower() in table.SUFFIXES and path.is_file():
+        return sorted(_distinct(table.read(path), path), key=lambda source: (source.subject, source.session or ""))
     if not path.is_dir():
         raise InputError(
-            f"{path}: is a file; give the folder that holds the study, or name files by --t1w, --flair ..."
+            f"{path}: is a file; give the folder that holds the study, a table of files (.csv), or name files by "
+            "--t1w, --flair ..."
         )
     for layout in LAYOUTS:
         if sources := layout.gather(path):
@@ -80,6 +83,14 @@ def find(path: Path | str) -> list[Source]:
         f"{path}: no modality found in this folder; name the NIfTI files after what they show (such as t1.nii.gz, "
         f"sub_flair.nii.gz), or give a BIDS dataset, a BraTS or an IXI folder."
     )
+
+
+def _distinct(sources: list[Source], path: Path) -> list[Source]:
+    """The sources of a table, if each study has one row."""
+    labels = [source.label for source in sources]
+    if twice := next((name for name in labels if labels.count(name) > 1), None):
+        raise InputError(f"{path}: {twice} has more than one row; give each study one, or a session column.")
+    return sources
 
 
 def plain(files: Mapping[str, Path | str], subject: str = "study") -> Source:

@@ -32,8 +32,10 @@ _GEOMETRY = (
 _QUIET = logging.Logger("amodal.quiet", level=logging.CRITICAL + 1)  # for what nibabel would say on a header's flaws
 
 
-def read(path: str | Path) -> Volume:
+def read(path: str | Path, gaps: bool = False) -> Volume:
     """Read a 3-D NIfTI file (.nii or .nii.gz; a 4-D one with a single volume counts) as float32, scaled as it says.
+
+    `gaps`: voxels that are NaN are taken to be missing and left so.
 
     The header is kept as it is on disk. Where sform and qform are both set the sform counts, as is usual.
     InputError, one sentence, for whatever cannot be used: see the checks below.
@@ -44,7 +46,7 @@ def read(path: str | Path) -> Volume:
     shape = _shape(path, header)
     affine = _affine(path, header)
     data = _voxels(path, raw, header).reshape(shape, order="F")
-    _check_values(path, data)
+    _check_values(path, data[~np.isnan(data)] if gaps and not np.isnan(data).all() else data)
     return Volume(data, affine, header, path)
 
 

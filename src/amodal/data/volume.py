@@ -88,7 +88,8 @@ class Study:
     """The volumes of one subject (and session) by modality.
 
     Names may be aliases (`t1ce`); they are kept under canonical names, in canonical order. `metadata` is what is known
-    of the subject (`age`, `sex`), `source` the files it was read from, `notes` sentences on what was done to it.
+    of the subject (`age`, `sex`), `source` the files it was read from, `notes` sentences on what was done to it,
+    `tissue` the tissue of each voxel, uint8 [X, Y, Z], by the modality it was seen in (`preprocess.tissue`).
     """
 
     subject: str
@@ -97,6 +98,7 @@ class Study:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     source: Source | None = None
     notes: tuple[str, ...] = ()
+    tissue: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volumes", _canonical_order(self.volumes, self.subject))
@@ -135,12 +137,16 @@ class Study:
     def without(self, *names: str) -> Study:
         """The study without some modalities (those it lacks anyway do not matter)."""
         drop = set(map(canonical, names))
-        return replace(self, volumes={k: v for k, v in self.volumes.items() if k not in drop})
+        return self._with({k: v for k, v in self.volumes.items() if k not in drop})
 
     def only(self, *names: str) -> Study:
         """The study with these modalities only, as far as it has them."""
         keep = set(map(canonical, names))
-        return replace(self, volumes={k: v for k, v in self.volumes.items() if k in keep})
+        return self._with({k: v for k, v in self.volumes.items() if k in keep})
+
+    def _with(self, volumes: Mapping[str, Volume]) -> Study:
+        """The study with some of its volumes only, and the tissue seen in those."""
+        return replace(self, volumes=volumes, tissue={k: v for k, v in self.tissue.items() if k in volumes})
 
 
 @dataclass(frozen=True, eq=False)

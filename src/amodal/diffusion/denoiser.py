@@ -17,6 +17,8 @@ from .process import Process
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t [B] or [B, M]) -> x_0 [B, ...]
 Prediction = Literal["noise", "x0", "v", "flow"]
+Norm = Literal["l1", "l2"]
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {"l1": torch.abs, "l2": torch.square}
 
 # prediction -> (p, q) of the target p x0 + q eps, for given alpha and sigma
 TARGETS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -44,10 +46,14 @@ def x0_from(out: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, prediction: Pr
 class Denoiser(nn.Module):
     """A network, the process it was trained on, and what it predicts. The process travels with the weights."""
 
-    def __init__(self, net: nn.Module, process: Process, prediction: Prediction = "noise", snr_limit: float = 0.0):
-        """`snr_limit`: gamma of min-SNR weighting (Hang et al. 2023); 0 is the plain mean squared error."""
+    def __init__(
+        self, net: nn.Module, process: Process, prediction: Prediction = "noise", snr_limit: float = 0.0,
+        norm: Norm = "l2",
+    ):  # fmt: skip
+        """`snr_limit`: gamma of min-SNR weighting (Hang et al. 2023); 0 is the plain mean. `norm`: of the loss."""
         super().__init__()
         self.net, self.process, self.prediction, self.snr_limit = net, process, prediction, snr_limit
+        self.norm = norm
 
     def forward(self, x: Tensor, t: Tensor, *condition: Tensor) -> Tensor:
         """x_t [B, M, *spatial] at t [B] (or [B, M]: a time a modality) -> x_0, float32."""
@@ -63,13 +69,13 @@ class Denoiser(nn.Module):
     def loss(
         self, x0: Tensor, rng: Rng, *condition: Tensor, t: Tensor | None = None, where: Tensor | None = None
     ) -> Tensor:
-        """The (weighted) mean squared error of the prediction over the voxels `where` (all by default)."""
+        """The (weighted) mean error of the prediction, squared or absolute, over the voxels `where` (default: all)."""
         t = self.process.draw(rng.uniform().to(x0.device)) if t is None else t
         eps = rng.normal_like(x0)
         alpha, sigma = (expand(v, x0) for v in self.process.at(t))
         p, q = TARGETS[self.prediction](alpha, sigma)
         out = self.net(alpha * x0 + sigma * eps, self.process.label(t), *condition).float()
-        error = (out - (p * x0 + q * eps)) ** 2 * self.weight(alpha, sigma)
+        error = NORMS[self.norm](out - (p * x0 + q * eps)) * self.weight(alpha, sigma)
         if where is None:
             return error.mean()
         where = where.expand_as(error)

@@ -75,7 +75,7 @@ class Residual(nn.Module):
         self.skip = nn.Identity() if inputs == outputs else conv(dims, inputs, outputs, kernel=1)
         self.dropout, self.resample = dropout, resample
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
         """x [B, inputs, *spatial], modulation [B, 2 outputs] -> [B, outputs, *spatial]."""
         h = silu(normalise(x, self.norm1))
         if self.resample is not None:
@@ -110,10 +110,13 @@ class Up(nn.Module):
         self.conv = conv(dims, channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        return TRANSPOSED[self.dims](x, self.weight(), self.conv.bias, stride=2, padding=1)
+
+    def weight(self) -> Tensor:
+        """The weight of the transposed convolution, [in, out, 4, ...], channels-last."""
         taps = self.conv.weight.transpose(0, 1).movedim(1, -1).flatten(1, -2)  # [in, 3^dims, out]
         taps = torch.matmul(taps.new_tensor(merge(self.dims)), taps)
-        weight = taps.unflatten(1, (4,) * self.dims).movedim(-1, 1)  # [in, out, 4, ...], channels-last
-        return TRANSPOSED[self.dims](x, weight, self.conv.bias, stride=2, padding=1)
+        return taps.unflatten(1, (4,) * self.dims).movedim(-1, 1)
 
 
 @functools.cache

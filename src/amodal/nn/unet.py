@@ -1,10 +1,12 @@
 """A U-Net of the guided-diffusion family, 2-D and 3-D (Ho et al. 2020; Dhariwal & Nichol 2021, appendix).
 
-Conditions enter by three doors: `concat` (more input channels), `tokens` (cross-attention), `vector` (with the time).
+Conditions enter by three doors: `concat` (more input channels), `tokens` (cross-attention), `vector` (with the time);
+`controls`, the features of another network, are added to what the encoder and the middle leave (Zhang et al. 2023).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -160,26 +162,34 @@ class UNet(nn.Module):
         concat: Tensor | None = None,
         tokens: Tensor | None = None,
         vector: Tensor | None = None,
+        controls: Sequence[Tensor] = (),
     ) -> Tensor:
-        """concat [B, concat, *spatial], tokens [B, N, tokens], vector [B, vector]; each only if the config has it."""
+        """concat [B, concat, *spatial], tokens [B, N, tokens], vector [B, vector]; each only if the config has it.
+
+        controls: none, or one of the shape of every skip connection, and one of that of the middle.
+        """
         check(self.config, x, t, concat, tokens, vector)
         if self.training or x.device.type != "cpu" or len(x) == 1:
-            return self.batch(x, t, concat, tokens, vector)
+            return self.batch(x, t, concat, tokens, vector, controls)
         parts = [(None,) * len(x) if g is None else g.split(1) for g in (x, t, concat, tokens, vector)]
-        return torch.cat([self.batch(*sample) for sample in zip(*parts)])
+        beside = zip(*(c.split(1) for c in controls)) if controls else [()] * len(x)
+        return torch.cat([self.batch(a, s, c, k, v, own) for a, s, c, k, v, own in zip(*parts, beside)])
 
     def batch(
-        self, x: Tensor, t: Tensor, concat: Tensor | None, tokens: Tensor | None, vector: Tensor | None
-    ) -> Tensor:
+        self, x: Tensor, t: Tensor, concat: Tensor | None, tokens: Tensor | None, vector: Tensor | None,
+        controls: Sequence[Tensor] = (),
+    ) -> Tensor:  # fmt: skip
         """All samples at once."""
         kind, spatial = x.dtype, x.shape[2:]
         x = x if concat is None else torch.cat([x, concat.to(x.dtype)], dim=1)
         x = fold(pad_to(x.to(self.head.weight.dtype), self.config.multiple), self.config.patch)
         x = channels_last(self.stem(x))  # (of one input channel torch cannot tell the layout)
-        x = silu(normalise(self.body(x, self.embed(t, vector), tokens), self.norm))
+        x = silu(normalise(self.body(x, self.embed(t, vector), tokens, controls), self.norm))
         return crop_to(unfold(self.head(x), self.config.patch), spatial).to(kind)
 
-    def body(self, x: Tensor, modulation: list[Tensor], tokens: Tensor | None) -> Tensor:
+    def body(
+        self, x: Tensor, modulation: list[Tensor], tokens: Tensor | None, controls: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Encoder, middle and decoder: [B, channels[0], *spatial] -> the same shape."""
         given = iter(modulation)
         skips = [x]
@@ -188,6 +198,8 @@ class UNet(nn.Module):
             skips.append(x)
         for block in self.middle:
             x = block(x, next(given), tokens)
+        if controls:
+            skips, x = [skip + c for skip, c in zip(skips, controls, strict=False)], x + controls[-1]
         for block in self.decoder:
             x = block(torch.cat([x, skips.pop()], dim=1) if block.joins else x, next(given), tokens)
         return x

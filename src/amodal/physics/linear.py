@@ -52,9 +52,9 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def conjugate_gradients(
-    A: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, iterations: int = 20, tolerance: float = 1e-6
+    A: Callable[[Tensor], Tensor], b: Tensor, x: Tensor | None = None, iterations: int = 20, tolerance: float = 1e-6
 ) -> Tensor:
-    """Solve A x = b for a Hermitian positive A, a whole batch at once (Hestenes & Stiefel 1952).
+    """Solve A x = b for a Hermitian positive A, a whole batch at once (Hestenes & Stiefel 1952); x: where to start.
 
     Stops when every sample's residual is below `tolerance` times its ||b||; samples that are done stand still, so a
     sample's solution does not depend on its neighbours.
@@ -63,7 +63,7 @@ def conjugate_gradients(
     def over(v: Tensor, x: Tensor) -> Tensor:
         return v.to(x.real.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
-    r = b - A(x)
+    x, r = (torch.zeros_like(b), b) if x is None else (x, b - A(x))
     p, rr = r, inner(r, r)
     goal = (tolerance**2) * inner(b, b)
     for _ in range(iterations):

@@ -76,6 +76,12 @@ def warm(limit: float = SPREAD_LIMIT) -> Colour:
     return lambda x: table[_bytes(x / limit)]
 
 
+def classes() -> Colour:
+    """Tissue classes: outside black, fluid blue, grey matter grey, white matter white, tumour red."""
+    table = np.array([(0, 0, 0), (46, 110, 190), (128, 128, 128), (235, 235, 235), (214, 60, 50)], np.uint8)
+    return lambda x: table[np.clip(np.rint(x), 0, len(table) - 1).astype(np.intp)]
+
+
 def bounds(mask: np.ndarray, margin: int = 4) -> Box:
     """The box of a mask and a margin of voxels around it: what is worth showing."""
     ranges = []

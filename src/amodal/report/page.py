@@ -1,7 +1,7 @@
 """One self-contained HTML page: what was there, what was made, how good it is, and how to say so in a paper.
 
-Pages need no server, no network and no other file. `subject_page` is for one completed study, `evaluation_page` for the
-trust test over many.
+Pages need no server, no network and no other file. `subject_page` is for one completed study; the page of an evaluation
+over many is in `report.evaluation`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,20 @@ import numpy as np
 from .. import __version__
 from ..core.errors import InputError
 from ..metrics.image import STRIPES_WARN, head_mask, stripe_ratio
-from ..metrics.statistics import ALL, Score, Summary, Verdict, summarise
 from . import figures
 
-Status = Literal["acquired", "synthetic", "truth", "error", "spread"]
+Status = Literal["acquired", "tissue", "synthetic", "truth", "error", "spread"]
 IMAGES: tuple[Status, ...] = ("acquired", "synthetic", "truth")
 SHEET: tuple[Status, ...] = ("synthetic", "truth", "error", "spread")  # side by side, in this order
 CITATIONS = {
+    "cola_diff": (
+        "Jiang L, Mao Y, Wang X, Chen X, Li C. CoLa-Diff: Conditional Latent Diffusion Model for Multi-modal MRI "
+        "Synthesis. MICCAI 2023, LNCS 14229:398-408."
+    ),
+    "copedit": (
+        "Liu J, Aung N, Arvanitis TN, Lima JAC, Petersen SE, Zhang L. Exploiting Completeness Perception with Diffusion "
+        "Transformer for Unified 3D MRI Synthesis. arXiv:2602.18400, 2026."
+    ),
     "any2all": (
         "Gan W, Wang X, Wang T, Wang W, Ying C, Hu Y, Chen Y, An H, Kamilov US. A Unified Framework for Multimodal "
         "Image Reconstruction and Synthesis using Denoising Diffusion Models. arXiv:2602.08249, 2026."
@@ -38,6 +45,7 @@ METHODS = {
 METRICS = {"psnr": "PSNR (dB) ↑", "ssim": "SSIM ↑", "mae": "MAE ↓", "stripes": "stripes → 1"}
 CAPTIONS: dict[Status, str] = {
     "acquired": "from the scanner",
+    "tissue": "guides the model: fluid blue, grey matter grey, white matter white, tumour red",
     "synthetic": "made by the model",
     "truth": "acquired, hidden from the model",
     "error": f"synthetic − truth, ± {figures.ERROR_LIMIT:g} of the range",
@@ -93,7 +101,7 @@ def subject_page(path: Path, page: Page) -> Path:
     """Write the page of one completed study; replaces what stood there, atomically."""
     windows = _windows(page.panels)
     panels = (*page.panels, *_errors(page.panels, windows))
-    images = [p for p in panels if p.status in ("acquired", "synthetic")]
+    images = [p for p in panels if p.status in ("acquired", "tissue", "synthetic")]
     mask = _mask(page.panels, windows)
     box = figures.bounds(mask)
     tiles = {id(p): _tiles(p, page.spacing, windows, box) for p in panels}
@@ -102,7 +110,7 @@ def subject_page(path: Path, page: Page) -> Path:
         (m, sorted((p for p in panels if p.name == m.name and p.status in SHEET), key=lambda p: SHEET.index(p.status)))
         for m in made
     ]
-    text = _render(
+    text = render(
         "subject.html",
         page=page,
         made=_names(p.name for p in made),
@@ -183,78 +191,7 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What the page of an evaluation says; `pictures`: (subject, pattern, modality) -> JPEG of truth, made, error."""
-
-    scores: Sequence[Score]
-    verdicts: Sequence[Verdict] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    protocol: Mapping[str, Any] = field(default_factory=dict)
-    pictures: Mapping[tuple[str, str, str], Path] = field(default_factory=dict)
-
-
-def evaluation_page(path: Path, evaluation: Evaluation) -> Path:
-    """Write the page of an evaluation; replaces what stood there, atomically."""
-    scores, rows = evaluation.scores, _rows(summarise(evaluation.scores))
-    modalities = list(dict.fromkeys(s.modality for s in scores))
-    patterns = {m: list(dict.fromkeys(s.pattern for s in scores if s.modality == m)) for m in modalities}
-    pooled = [(m, rows[ALL if len(patterns[m]) > 1 else patterns[m][0], m]) for m in modalities]
-    text = _render(
-        "evaluation.html",
-        evaluation=evaluation,
-        subjects=len({s.subject for s in scores}),
-        metrics=[metric for metric in METRICS if any(s.metric == metric for s in scores)],
-        labels=METRICS,
-        methods=METHODS,
-        pooled=pooled,
-        single=[(p, m, rows[p, m]) for m in modalities for p in patterns[m] if len(patterns[m]) > 1],
-        plots=[(m, [_plot(scores, m, metric) for metric in ("psnr", "ssim")]) for m in modalities],
-        worst=_worst(evaluation),
-        each=_each(scores),
-        protocol=flatten(evaluation.protocol),
-    )
-    return write(path, text)
-
-
-def _rows(summaries: Sequence[Summary]) -> dict[tuple[str, str], dict[str, dict[str, Summary]]]:
-    """(pattern, modality) -> method -> metric -> summary."""
-    rows: dict[tuple[str, str], dict[str, dict[str, Summary]]] = {}
-    for s in summaries:
-        rows.setdefault((s.pattern, s.modality), {}).setdefault(s.method, {})[s.metric] = s
-    return rows
-
-
-def _plot(scores: Sequence[Score], modality: str, metric: str) -> Any:
-    groups = {
-        words: (method, [s.value for s in scores if (s.modality, s.metric, s.method) == (modality, metric, method)])
-        for method, words in METHODS.items()
-    }
-    return figures.strips({k: v for k, v in groups.items() if v[1]}, METRICS[metric])
-
-
-def _each(scores: Sequence[Score]) -> list[tuple[str, str, str, dict[tuple[str, str], float]]]:
-    """One line a subject, pattern and modality, with its values by (method, metric)."""
-    lines: dict[tuple[str, str, str], dict[tuple[str, str], float]] = {}
-    for s in scores:
-        lines.setdefault((s.subject, s.pattern, s.modality), {})[s.method, s.metric] = s.value
-    return [(*key, values) for key, values in lines.items()]
-
-
-def _worst(evaluation: Evaluation) -> list[tuple[str, str, str, float, str]]:
-    """For each modality where the model did worst: subject, pattern, modality, PSNR, picture."""
-    mine = [s for s in evaluation.scores if (s.method, s.metric) == ("model", "psnr")]
-    out = []
-    for modality in dict.fromkeys(s.modality for s in mine):
-        s = min((s for s in mine if s.modality == modality), key=lambda s: s.value)
-        picture = evaluation.pictures.get((s.subject, s.pattern, s.modality))
-        if picture is not None and picture.exists():
-            out.append((s.subject, s.pattern, s.modality, s.value, figures.data_address(picture.read_bytes())))
-    return out
-
-
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("amodal.report"),
         autoescape=True,
@@ -303,7 +240,7 @@ def _mask(panels: Sequence[Panel], windows: Mapping[str, tuple[float, float]]) -
 
 
 def _colour(panel: Panel, windows: Mapping[str, tuple[float, float]]) -> figures.Colour:
-    special = {"error": figures.signed(), "spread": figures.warm()}
+    special = {"error": figures.signed(), "spread": figures.warm(), "tissue": figures.classes()}
     return special.get(panel.status) or figures.grey(*windows[panel.name])
 
 

@@ -35,11 +35,12 @@ from torch.optim import AdamW
 
 from ..core.config import to_dict
 from ..core.contract import Batch, Player, Stage
+from ..core.device import bf16, pick
 from ..core.errors import AmodalError, InputError
 from ..core.rng import Rng, seed_of
 from . import checkpoint, log, machine, optim
 from .ema import Ema
-from .plan import Clock, Plan, over, progress
+from .plan import RATE, Clock, Plan, of_stage, over, progress
 
 __all__ = ["FitResult", "Plan", "fit", "holds_run"]
 
@@ -93,6 +94,7 @@ class _Part:
 
     index: int
     stage: Stage
+    plan: Plan
     learners: tuple[_Learner, ...]
     names: Mapping[Parameter, str]
     ema: Ema
@@ -123,7 +125,7 @@ def fit(
     if not resume and not overwrite and holds_run(Path(folder)):
         raise InputError(f"{folder}: holds a training run already; give --resume to go on with it or --overwrite.")
     accelerator, devices = machine.devices(device)
-    precision = "bf16-mixed" if machine.bf16(plan.precision, accelerator) else "32-true"
+    precision = "bf16-mixed" if bf16(plan.precision, pick(device)) else "32-true"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it was asked to do is no news
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
     work = partial(run, method=method, data=data, folder=Path(folder), plan=plan)
@@ -172,7 +174,8 @@ def run(
 
 
 def _part(run: _Run, index: int) -> _Part:
-    stage, plan = run.stages[index], run.plan
+    stage = run.stages[index]
+    plan = of_stage(run.plan, stage)
     known = {p: name for name, p in run.method.named_parameters()}
     names: dict[Parameter, str] = {}
     learners = []
@@ -182,21 +185,25 @@ def _part(run: _Run, index: int) -> _Part:
             if p in names:
                 raise ValueError(f"{stage.name}: {known[p]} belongs to two players; a parameter has one")
             names[p] = known[p]
-        learners.append(_Learner(player, parameters, optim.adamw(parameters, plan.rate, plan.betas, plan.weight_decay)))
-    return _Part(index, stage, tuple(learners), names, Ema({name: p for p, name in names.items()}, plan.ema))
+        learners.append(
+            _Learner(player, parameters, optim.adamw(parameters, plan.rate or RATE, plan.betas, plan.weight_decay))
+        )
+    return _Part(index, stage, plan, tuple(learners), names, Ema({name: p for p, name in names.items()}, plan.ema))
 
 
 def _train(run: _Run, part: _Part, saved: checkpoint.Saved | None) -> bool:
     """Train one stage, and leave the averaged weights in the method; whether a signal ended it."""
-    plan, clock, step = run.plan, run.clock, 0
+    plan, clock, step = part.plan, run.clock, 0
     if saved is not None:
         step = _restore(part, saved)
+    elif part.stage.begin is not None:
+        _begin(run, part.stage.begin)
     kept, start = step, time.monotonic() - clock.seconds
     while True:
         clock.seconds, stopped = machine.agree(run.fabric, time.monotonic() - start, run.stop.is_set())
         if stopped or over(plan, step, clock):
             break
-        rate = plan.rate * optim.factor(step, progress(plan, step, clock), plan.warmup, plan.decay)
+        rate = (plan.rate or RATE) * optim.factor(step, progress(plan, step, clock), plan.warmup, plan.decay)
         values = _step(run, part, step, rate)
         step, clock.total = step + 1, clock.total + 1
         clock.seconds = time.monotonic() - start
@@ -213,6 +220,18 @@ def _train(run: _Run, part: _Part, saved: checkpoint.Saved | None) -> bool:
     what = "stopped by a signal, saved" if stopped else "done"
     run.line.note(f"{part.stage.name}: {what} at step {step}, loss {clock.smooth:.4f}")
     return stopped
+
+
+def _begin(run: _Run, begin: Callable[[Data], None]) -> None:
+    """What a stage fixes before its first step: by the first process, for all."""
+    run.method.eval()
+    if run.fabric.global_rank == 0:
+        with torch.no_grad(), run.fabric.autocast():
+            begin(lambda k: run.data(k).to(run.fabric.device))
+    run.method.train()
+    values = (*run.method.parameters(), *run.method.buffers())  # a stage may begin as a copy of another's network
+    for value in values if run.fabric.world_size > 1 else ():
+        value.data.copy_(run.fabric.broadcast(value.data))
 
 
 def _restore(part: _Part, saved: checkpoint.Saved) -> int:

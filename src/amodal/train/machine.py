@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from ..core.errors import InputError
+from ..core.device import pick
 
 
 def agree(fabric: Fabric, seconds: float, stop: bool) -> tuple[float, bool]:
@@ -47,20 +47,5 @@ def signals() -> Iterator[threading.Event]:
 
 def devices(device: str) -> tuple[str, Any]:
     """`cuda:1` -> Fabric's accelerator and devices."""
-    name, _, number = device.partition(":")
-    if name not in ("auto", "cpu", "cuda", "mps") or (number and not number.isdigit()):
-        raise InputError(f"device={device!r}: choose auto, cpu, cuda, cuda:N or mps.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device={device!r}: this machine has no CUDA device, choose auto or cpu.")
-    return name, [int(number)] if number else 1 if name == "cpu" else "auto"
-
-
-def bf16(precision: str, accelerator: str) -> bool:
-    """Whether to train in bf16 (fp32 master weights); auto: where the hardware computes in it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if accelerator in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.cuda.get_device_capability() >= (8, 0)
-    if accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available()):
-        return False
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    found = pick(device)
+    return found.type, [found.index] if found.index is not None else 1 if found.type == "cpu" else "auto"

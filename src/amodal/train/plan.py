@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..core.contract import Stage
 from ..core.errors import InputError
+
+RATE = 2e-4  # of learning, where nobody says otherwise
 
 _POSITIVE = (
     "steps",
@@ -24,7 +27,8 @@ _POSITIVE = (
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train. `steps` and `minutes` are per stage; with both, whichever comes first ends it.
+    """How long and how fast to train. `steps` and `minutes` are those of a stage whose share is 1; with both, whichever
+    comes first ends it. `rate`: that of the stage, or else RATE, if it is None.
 
     `batch`: samples per process and micro-batch, for `data` and the random streams. `decay` follows step / steps, or
     the clock if only `minutes` is given. `keep`: checkpoints kept. `log_every`: steps per line of metrics.jsonl.
@@ -33,7 +37,7 @@ class Plan:
     steps: int | None = None
     minutes: float | None = None
     batch: int = 16
-    rate: float = 2e-4
+    rate: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     warmup: int = 200
@@ -58,6 +62,16 @@ class Plan:
                 raise InputError(f"{name}={value}: choose a number above 0.")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema={self.ema}: choose a number from 0 to below 1.")
+
+
+def of_stage(plan: Plan, stage: Stage) -> Plan:
+    """The plan of one stage: its share of the time, its rate."""
+    return replace(
+        plan,
+        steps=None if plan.steps is None else max(1, round(plan.steps * stage.share)),
+        minutes=None if plan.minutes is None else plan.minutes * stage.share,
+        rate=plan.rate or stage.rate or RATE,
+    )
 
 
 @dataclass

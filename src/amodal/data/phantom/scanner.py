@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from . import sequences, warp
+from ..intensity import QUANTITIES
+from . import ct, deposits, pet, sequences, warp
 from .body import Streams
 from .config import PhantomConfig
 from .sequences import SAME_AS, Matter, Protocol
@@ -17,19 +18,31 @@ WHITE_LEVEL = 1000.0  # stored value of white matter, before the gain of the sca
 
 
 def acquire(
-    stream: Streams, fractions: dict[str, np.ndarray], config: PhantomConfig, affine: np.ndarray
+    stream: Streams, fractions: dict[str, np.ndarray], config: PhantomConfig, affine: np.ndarray, age: float
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Scan the subject in every modality; images [X, Y, Z'] float32 of whole numbers, and what was set."""
+    """Scan the subject in every modality; images [X, Y, Z'] float32 (whole numbers, but PET), and what was set."""
     tissues = draw_tissues(stream("tissues"), config.protocol_jitter)
     texture = [0.035 * t for t in _textures(stream("texture"), config)]
     common = _bias(stream("bias"), config)
     inside = np.clip(sum(fractions.values()), 0, 1)
-    images, protocols, poses = {}, {}, {}
+    lime = deposits.calcium(stream("calcium"), fractions, age, config)
+    images: dict[str, np.ndarray] = {}
+    protocols, poses = {}, {}
     for number, modality in enumerate(config.modalities):
+        pose = np.eye(4)
+        if number > 0:
+            pose = warp.rigid(stream(f"pose {modality}"), config.misregistration, config.misregistration)
+        poses[modality] = np.round(pose, 6).tolist()
+        if modality in QUANTITIES:
+            images[modality], protocols[modality] = _measure(
+                modality, stream, fractions, lime, age, pose, affine, config
+            )
+            continue
         base = SAME_AS.get(modality, modality)
         p = sequences.draw(base, stream(f"protocol {base}"), config.protocol_jitter, tissues["csf"].t1)
         gadolinium = modality == "T1Gd"
-        signal, white = contrast(fractions, tissues, p, texture, gadolinium)
+        rate = deposits.susceptibility(stream, fractions, lime, age, config) if modality == "T2starw" else None
+        signal, white = contrast(fractions, tissues, p, texture, gadolinium, rate)
         own = _bias(stream(f"bias {modality}"), config)
         gain = (
             WHITE_LEVEL
@@ -37,16 +50,10 @@ def acquire(
             / white
         )
         signal *= np.float32(gain) * np.exp(np.float32(config.bias) * (0.8 * common + 0.6 * own))
-        pose = (
-            np.eye(4)
-            if number == 0
-            else warp.rigid(stream(f"pose {modality}"), config.misregistration, config.misregistration)
-        )
         images[modality] = _store(
             stream(f"noise {modality}"), signal, inside, pose, affine, config, config.noise * gain * white
         )
         protocols[modality] = {**asdict(p), "gadolinium": gadolinium, "relaxivity": [R1, R2] if gadolinium else None}
-        poses[modality] = np.round(pose, 6).tolist()
     table = {name: asdict(tissue) for name, tissue in tissues.items() if name in fractions}
     return images, {"sequences": protocols, "tissues": table, "misregistration": poses}
 
@@ -57,19 +64,24 @@ def contrast(
     p: Protocol,
     texture: list[np.ndarray],
     gadolinium: bool,
+    rate: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
     """The signal [X, Y, Z], tissue by tissue and mixed by fractions; and that of pure white matter.
 
     `texture`: relative smooth variation of T1, T2 and PD [X, Y, Z] each, the same in every contrast of a subject.
+    `rate`: added to R2* (1/ms) [X, Y, Z].
     """
     equation = sequences.SEQUENCES[p.sequence]
     signal = np.zeros(texture[0].shape, np.float32)
     for name, share in fractions.items():
         where = np.flatnonzero(share > 1e-3)
         t1, t2, pd = (1 + np.float32(tissues[name].texture) * field.ravel()[where] for field in texture)
-        signal.ravel()[where] += share.ravel()[where] * equation(matter(tissues[name], t1, t2, pd, gadolinium), p)
-    one = np.ones(1, np.float32)
-    return signal, float(equation(matter(tissues["white"], one, one, one, False), p)[0])
+        one = matter(tissues[name], t1, t2, pd, gadolinium)
+        if rate is not None:
+            one = replace(one, t2star=1 / (1 / one.t2star + rate.ravel()[where]))
+        signal.ravel()[where] += share.ravel()[where] * equation(one, p)
+    unit = np.ones(1, np.float32)
+    return signal, float(equation(matter(tissues["white"], unit, unit, unit, False), p)[0])
 
 
 def matter(tissue: Tissue, t1: np.ndarray, t2: np.ndarray, pd: np.ndarray, gadolinium: bool) -> Matter:
@@ -117,6 +129,41 @@ def _bias(rng: np.random.Generator, config: PhantomConfig) -> np.ndarray:
     return warp.noise_field(rng, config.shape, config.spacing, 0.55 * config.spacing * max(config.shape))
 
 
+def _measure(
+    modality: str, stream: Streams, fractions: dict[str, np.ndarray], lime: np.ndarray, age: float, pose: np.ndarray,
+    affine: np.ndarray, config: PhantomConfig,
+) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
+    """CT in whole HU or PET in SUV [X, Y, Z'], and what was set; outside a stripped brain it is air, or nothing."""
+    total = np.clip(sum(fractions.values()), 0, 1)
+    rng = stream(f"noise {modality}")
+    if modality == "CT":
+        scene, settings = ct.image(stream, fractions, lime, age, config)
+        scene, inside = _place(scene, total, pose, affine, config, ct.AIR)
+        scene += ct.speckle(rng, scene.shape, config)
+        out, empty = np.clip(np.rint(scene), -1024, 3071), ct.AIR
+    else:
+        scene, settings = pet.uptake(stream, fractions, age, config)
+        scene, inside = _place(scene, total, pose, affine, config, 0.0)
+        out, empty = pet.count(rng, scene, config, config.slice_thickness or config.spacing), 0.0
+    return (np.where(inside > 0.5, out, empty) if config.stripped else out).astype(np.float32), settings
+
+
+def _place(
+    signal: np.ndarray, inside: np.ndarray, pose: np.ndarray, affine: np.ndarray, config: PhantomConfig, empty: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Move by `pose` and average over thick slices, the signal and the share that is tissue; `empty` comes in from
+    outside the image."""
+    if config.misregistration > 0 and not np.array_equal(pose, np.eye(4)):
+        voxels = np.linalg.inv(affine) @ pose @ affine
+        there = warp.voxel_grid(signal.shape) @ voxels[:3, :3].T.astype(np.float32) + voxels[:3, 3].astype(np.float32)
+        signal, inside = warp.sample(np.stack([signal - np.float32(empty), inside]), there)
+        signal = signal + np.float32(empty)
+    if config.slice_thickness > 0:
+        weights, _ = slabs(config.shape[2], config.spacing, config.slice_thickness, affine)
+        signal, inside = through_plane(signal, weights), through_plane(inside, weights)
+    return signal, inside
+
+
 def _store(
     rng: np.random.Generator,
     signal: np.ndarray,
@@ -127,13 +174,7 @@ def _store(
     sigma: float,
 ) -> np.ndarray:
     """Move, average over the slice, add Rician noise, strip the background, round as a scanner does."""
-    if config.misregistration > 0 and not np.array_equal(pose, np.eye(4)):
-        voxels = np.linalg.inv(affine) @ pose @ affine
-        there = warp.voxel_grid(signal.shape) @ voxels[:3, :3].T.astype(np.float32) + voxels[:3, 3].astype(np.float32)
-        signal, inside = warp.sample(np.stack([signal, inside]), there)
-    if config.slice_thickness > 0:
-        weights, _ = slabs(config.shape[2], config.spacing, config.slice_thickness, affine)
-        signal, inside = through_plane(signal, weights), through_plane(inside, weights)
+    signal, inside = _place(signal, inside, pose, affine, config, 0.0)
     if sigma > 0:
         noise = rng.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(sigma)
         signal = np.sqrt((signal + noise[0]) ** 2 + noise[1] ** 2)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...core.modality import MODALITIES as _KNOWN
+from ..intensity import QUANTITIES
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,17 @@ def inversion_recovery_spin_echo(m: Matter, p: Protocol) -> np.ndarray:
     return m.pd * np.abs(1 - 2 * np.exp(-p.ti / m.t1) + np.exp(-p.tr / m.t1)) * np.exp(-p.te / m.t2)
 
 
+def balanced_ssfp(m: Matter, p: Protocol, offset: np.ndarray | float = 0.0) -> np.ndarray:
+    """Balanced steady state, alternating pulses, `offset` Hz off resonance: Freeman & Hill, J Magn Reson 4:366 (1971).
+
+    On resonance it is PD sin a (1 - E1) / (1 - (E1 - E2) cos a - E1 E2) exp(-TE / T2); dark bands lie 1 / (2 TR) away.
+    """
+    e1, e2, angle = np.exp(-p.tr / m.t1), np.exp(-p.tr / m.t2), math.radians(p.flip)
+    turn = np.cos(np.pi + 2 * np.pi * np.asarray(offset, np.float32) * np.float32(p.tr / 1000))
+    down = (1 - e1 * math.cos(angle)) * (1 - e2 * turn) - e2 * (e1 - math.cos(angle)) * (e2 - turn)
+    return m.pd * math.sin(angle) * (1 - e1) * np.sqrt(1 - 2 * e2 * turn + e2**2) / down * np.exp(-p.te / m.t2)
+
+
 def nulling_time(t1: float, tr: float) -> float:
     """The inversion time (ms) at which a tissue of this T1 gives no signal: T1 ln(2 / (1 + exp(-TR / T1)))."""
     return t1 * math.log(2 / (1 + math.exp(-tr / t1)))
@@ -80,6 +92,7 @@ SEQUENCES: dict[str, Callable[[Matter, Protocol], np.ndarray]] = {
     "MPRAGE": mprage,
     "spin echo": spin_echo,
     "inversion recovery spin echo": inversion_recovery_spin_echo,
+    "balanced SSFP": balanced_ssfp,
 }
 
 # modality -> the protocols a site may use for it; the first is the usual one. TI = 0 in FLAIR: null CSF.
@@ -98,13 +111,16 @@ PROTOCOLS: dict[str, tuple[Protocol, ...]] = {
     "T2starw": (Protocol("spoiled gradient echo", tr=650, te=20, flip=20),),
 }
 SAME_AS = {"T1Gd": "T1w"}  # acquired with the very protocol of another modality, after contrast agent
-MODALITIES: tuple[str, ...] = tuple(name for name in _KNOWN if name in PROTOCOLS or name in SAME_AS)
+MODALITIES: tuple[str, ...] = tuple(  # quantities are made by modules of their own
+    name for name in _KNOWN if name in PROTOCOLS or name in SAME_AS or name in QUANTITIES
+)
 
 
 def draw(modality: str, rng: np.random.Generator, jitter: float, csf_t1: float) -> Protocol:
     """A site's protocol: one of the table with its times and flip angle scaled by exp(jitter N(0, 1)), within bounds.
 
-    With jitter 0 it is the usual protocol. TI of FLAIR is set to null CSF of T1 `csf_t1` (ms), to within jitter / 10.
+    With jitter 0 it is the usual protocol. TI of FLAIR is set to null CSF of T1 `csf_t1` (ms), to within 0.35 jitter:
+    sites choose it for other reasons too, and CSF is seldom black.
     """
     choices = PROTOCOLS[modality]
     weights = np.array([2.0] + [1.0] * (len(choices) - 1))
@@ -117,5 +133,5 @@ def draw(modality: str, rng: np.random.Generator, jitter: float, csf_t1: float) 
         ti = max(ti, base.pulses // 2 * base.echo_spacing + 20)
         p = replace(p, ti=ti, tr=max(p.tr, ti + base.pulses * base.echo_spacing / 2 + 100))
     if base.sequence == "inversion recovery spin echo":
-        p = replace(p, ti=nulling_time(csf_t1, p.tr) * float(scales[3]) ** 0.1)
+        p = replace(p, ti=nulling_time(csf_t1, p.tr) * float(scales[3]) ** 0.35)
     return p if p.sequence != "spin echo" else replace(p, flip=90.0)

@@ -20,9 +20,9 @@ from .tissue import TISSUES
 class VirtualSubject:
     """A scanned virtual subject with its truth, all on one grid [X, Y, Z] (voxels to RAS+ mm by `affine`).
 
-    `images`: by modality, float32, whole numbers as a scanner stores. `labels` uint8: 0 or `TISSUES[name].label`.
-    `fractions`: tissue -> share of each voxel, float32; they sum to at most 1, the rest is background.
-    `parameters`: age, sex, sequence and tissue parameters, volumes in ml: plain JSON values.
+    `images`: by modality, float32, whole numbers as a scanner stores (CT: HU; PET: SUV, not whole). `labels` uint8: 0
+    or `TISSUES[name].label`. `fractions`: tissue -> share of each voxel, float32; they sum to at most 1, the rest is
+    background. `parameters`: age, sex, sequence and tissue parameters, volumes in ml: plain JSON values.
     """
 
     label: str
@@ -42,7 +42,7 @@ def subject(
     anatomy = anatomy or load(config.labelmap and str(config.labelmap), person["anatomy_index"])
     affine = image_grid(config)
     fractions, found = make_body(index, seed, config, anatomy, affine, person)
-    images, scan = scanner.acquire(streams(index, seed, "scan"), fractions, config, affine)
+    images, scan = scanner.acquire(streams(index, seed, "scan"), fractions, config, affine, person["age"])
     if config.slice_thickness > 0:
         slabs, affine = scanner.slabs(config.shape[2], config.spacing, config.slice_thickness, affine)
         fractions = {name: scanner.through_plane(part, slabs) for name, part in fractions.items()}

@@ -5,9 +5,13 @@ Paper: "A Unified Framework for Multimodal Image Reconstruction and Synthesis us
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from ...core.contract import Grid
 from ...nn.unet import UNetConfig
 from .system import Any2all, Config
 
@@ -15,7 +19,7 @@ PAPER = (
     "Any2all: A Unified Framework for Multimodal Image Reconstruction and Synthesis using Denoising Diffusion Models "
     "(2025)"
 )
-TASKS = ("missing modalities",)
+TASKS = ("missing modalities", "reconstruction", "generation")
 BRAIN = ("T1w", "T1Gd", "T2w", "FLAIR")
 
 
@@ -40,7 +44,8 @@ def published() -> Config:
 
 def small() -> Config:
     """The default model's: one time a modality, v prediction, a network that runs at half resolution, 8 steps."""
-    return Config(BRAIN, _unet(BRAIN, (32, 64, 128, 128), (False,) * 4, 32, patch=2, times=4, groups=16))
+    net = _unet(BRAIN, (32, 64, 128, 128), (False,) * 4, 32, patch=2, times=4, groups=16)
+    return Config(BRAIN, net, draws=6, leave_out=0.2)
 
 
 def tiny() -> Config:
@@ -57,6 +62,18 @@ def _unet(
 
 
 PRESETS = {"published": published, "small": small, "tiny": tiny}
+
+
+def for_modalities(config: Config, names: Sequence[str]) -> Config:
+    """A preset for other modalities than its own: the same network, with as many channels and times as modalities."""
+    n = len(names)
+    times = n if config.net.times > 1 else 1
+    return replace(config, modalities=tuple(names), net=replace(config.net, in_channels=n, out_channels=n, times=times))
+
+
+def grid(config: Config) -> Grid:
+    """Slices as they come: any size, in-plane voxels of 0.7 to 1.6 mm."""
+    return Grid()
 
 
 def build(config: Config) -> Any2all:

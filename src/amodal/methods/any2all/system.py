@@ -11,9 +11,10 @@ for every subset of clean modalities and learns from subjects that lack some; a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,12 @@ from ...diffusion.samplers import ddim, heun, multistep, repaint
 from ...nn.unet import UNet, UNetConfig
 from ...physics.linear import mask
 from ...physics.posterior import Observation, gradient, hold, project
+from .generate import draw
+from .measured import Measured, aside, decompose, follow, measured
 from .network import StackNet
 from .slices import correlate, smooth
+
+FAST = 20  # steps from k-space, where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,12 @@ class Config:
     """`times`: "shared", one time for the stack (the paper); "own", one a modality. `coupling`: how far the starting
     noise of neighbouring slices is alike (standard deviation in slices, 0 independent). `smoothing`: how much a
     prediction is drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation. `draws`: noise
-    draws that a one-step estimate (the posterior mean) is averaged over, every other one mirrored.
+    draws that a one-step estimate (the posterior mean) is averaged over, every other one mirrored. `leave_out`: the
+    weight of those among them, every other one, that are made without one of three or more inputs, each in turn (0:
+    none are): an input unlike those of training then spoils a part of the image only. `alone`: part of the
+    training in which nothing is given, for what is generated or reconstructed without any clean modality. `tilt`: times
+    are drawn as u ** tilt of the whole, u uniform: below 1 more of the noisy end, where what is made is decided; above
+    1 more of the other, where what is drawn loses its last noise.
     """
 
     modalities: tuple[str, ...]
@@ -55,6 +65,9 @@ class Config:
     smoothing: float = 0.0
     chunk: int = 16
     draws: int = 1
+    leave_out: float = 0.0
+    alone: float = 0.0
+    tilt: float = 0.6
 
 
 class Any2all(nn.Module):
@@ -77,7 +90,16 @@ class Any2all(nn.Module):
         net = StackNet(config.net, process) if config.times == "own" else UNet(config.net)
         self.prior = Denoiser(net, process, config.prediction, config.snr_limit)
 
+    @property
+    def sampler(self) -> str:
+        config = self.config
+        mean = config.steps == 1 and config.times == "own"
+        return f"posterior mean over {config.draws} noises" if mean else f"{config.posterior}-{config.solver}"
+
     # training
+
+    def encode_metadata(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The prior knows images alone."""
 
     def stages(self) -> tuple[Stage, ...]:
         return (Stage("prior", self._forward, (Player("prior", self.prior.parameters, _loss),)),)
@@ -102,15 +124,15 @@ class Any2all(nn.Module):
         """Times [B, M]. Of what is present, a random subset is clean (time 0) and the rest shares a time: what
         `complete` will meet. One sample in eight has all modalities at independent times; what is absent is at the end
         of time."""
-        # u ** 0.6: more of the noisy end, where what is made is decided
         process, device = self.prior.process, present.device
-        order, u, kind = (rng.uniform(n).to(device) for n in (present.shape[1], present.shape[1] + 1, 2))
+        order, u, kind = (rng.uniform(n).to(device) for n in (present.shape[1], present.shape[1] + 1, 3))
         rank = torch.where(present, order, torch.full_like(order, 2.0)).argsort(1).argsort(1)
         count = present.sum(1)
         # 0 .. count - 1 modalities are given, many more often than few: studies lack one thing or two
         clean = (kind[:, 1] ** 0.6 * count).floor().clamp(max=count - 1)
+        clean = torch.where(kind[:, 2] < self.config.alone, torch.zeros_like(clean), clean)
         given = rank < clean[:, None]
-        t = torch.where(given, torch.zeros_like(order), process.draw(u[:, :1] ** 0.6))
+        t = torch.where(given, torch.zeros_like(order), process.draw(u[:, :1] ** self.config.tilt))
         t = torch.where(kind[:, :1] < 0.125, process.draw(u[:, 1:]), t)
         return torch.where(present, t, torch.full_like(t, process.end))
 
@@ -123,38 +145,86 @@ class Any2all(nn.Module):
             return max(config.steps, 50)  # the pull towards the known needs room
         return 1 if samples == 1 and config.times == "own" else config.steps
 
+    def measuring(self, steps: int | None = None) -> Config:
+        """The settings for k-space: stochastic DDIM (eta as set, or 1), 20 steps unless told.
+
+        New noise in every step lets errors that the data cannot see, because of aliasing, die out.
+        """
+        config = self.config
+        return replace(config, solver="ddim", eta=config.eta or 1.0, steps=steps or FAST)
+
     def complete(self, batch: Batch, rng: Rng, progress: Progress | None = None) -> Tensor:
         """Fill in a volume's slices [Z, M, X, Y]; what is present comes back bit for bit."""
         config = self.config
         images, present = batch.images, batch.present.expand_as(batch.images)
-        if not present.any(dim=1).any():
+        given = measured(batch, self.modalities)
+        if not present.any() and not given:
             raise InputError("nothing of this subject is there; give at least one modality.")
         draws = config.draws if config.steps == 1 else 1
+        without = config.leave_out if draws > 1 else 0.0
+        weights = [without if k % 2 else 1 - without for k in range(draws)] if without else [1.0] * draws
         x0 = torch.zeros_like(images)
         with torch.inference_mode(config.posterior == "mds"):
             for k in range(draws):
                 own = rng if draws == 1 else rng.fork("draw", k)
-                axes = (2,) if k % 2 else ()  # every other estimate sees the slices mirrored, left for right
-                denoise = self._denoise(images.flip(axes), present.flip(axes))
+                # every other estimate sees the slices mirrored, left for right (k-space stays as it is)
+                pair, second = divmod(k, 2) if without else (k, 0)
+                axes = (2,) if pair % 2 and not given else ()
+                shown = less(present, pair) if second and not given else present
                 noise = correlate(own.normal_like(images), config.coupling)
-                x0 += self._solve(denoise, noise, own, share(progress, k, draws)).flip(axes) / draws
+                denoise = self._denoise(images.flip(axes), shown.flip(axes), given, noise)
+                made = self._solve(denoise, noise, own, share(progress, k, draws)).flip(axes)
+                x0 += made * (weights[k] / sum(weights))
+        x0[:, list(given)] = x0[:, list(given)].clamp(min=-1)  # magnitudes
         return torch.where(present, images, x0.to(images.dtype))
 
-    def _denoise(self, images: Tensor, present: Tensor) -> Denoise:
+    @torch.inference_mode()
+    def generate(
+        self, count: int, spatial: Sequence[int], rng: Rng, conditions: Mapping[str, Tensor] | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The slices of one head of nobody, [count, M, *spatial]. `conditions`: an `outline` of that shape in [-1, 1];
+        without it each slice is of any place in the head."""
+        config, device = self.config, next(self.parameters()).device
+        noise = correlate(rng.normal(len(self.modalities), *spatial), config.coupling).to(device)
+        outline = (conditions or {}).get("outline")
+        outline = None if outline is None else outline.to(noise)
+        denoise = chunked(lambda part: clip(self.prior), config.chunk)
+        if config.smoothing:
+            denoise = smooth(denoise, self.prior.process, config.smoothing)
+        own = rng.fork("ancestral")
+        args = (config.steps, config.eta, config.coupling)
+        return draw(denoise, self.prior.process, noise, own, *args, outline, progress).clamp(-1, 1)
+
+    def _denoise(self, images: Tensor, present: Tensor, given: Measured, noise: Tensor) -> Denoise:
         """The bent prior of a volume's slices, evaluated in chunks."""
         config, whole = self.config, present.flatten(2)
         hold_them = config.times == "own" and bool(whole.all(2).eq(whole.any(2)).all())  # whole modalities only
-        denoise = chunked(lambda part: self._bent(images[part], present[part], hold_them), config.chunk)
+
+        @cache
+        def part_of(start: int, stop: int) -> Denoise:
+            part = slice(start, stop)
+            here = {m: each[part] for m, each in given.items()}
+            return self._bent(images[part], present[part], hold_them, here, noise[part])
+
+        # one slice of all coils fits a processor's cache, and the network takes them one by one there anyway
+        size = 1 if given and images.device.type == "cpu" else config.chunk
+        denoise = chunked(lambda part: part_of(part.start, part.stop), size)
         return smooth(denoise, self.prior.process, config.smoothing) if config.smoothing else denoise
 
-    def _bent(self, images: Tensor, present: Tensor, hold_them: bool) -> Denoise:
+    def _bent(self, images: Tensor, present: Tensor, hold_them: bool, given: Measured, noise: Tensor) -> Denoise:
         """The prior of some slices, bent towards what is known of them."""
-        if self.config.posterior == "mps":
+        process, prior = self.prior.process, clip(self.prior)
+        if self.config.posterior == "mps" and not given:
             seen = Observation(mask(present), torch.where(present, images, torch.zeros_like(images)))
-            return clip(gradient(self.prior, self.prior.process, seen))
+            return clip(gradient(self.prior, process, seen))
         if hold_them:
-            return hold(clip(self.prior), present[..., :1, :1], images, self.prior.process.end)
-        return project(clip(self.prior), present, images)
+            prior = hold(prior, present[..., :1, :1], images, process.end)
+            prior = aside(prior, present, noise, tuple(given), process.end) if given else prior
+        if self.config.posterior == "mps":
+            return follow(prior, process, given, present, images, hold_them)
+        prior = prior if hold_them else project(prior, present, images)
+        return decompose(prior, process, given, (images.shape[-2], images.shape[-1]))
 
     def _solve(self, denoise: Denoise, x: Tensor, rng: Rng, progress: Progress | None) -> Tensor:
         config, process = self.config, self.prior.process
@@ -166,6 +236,16 @@ class Any2all(nn.Module):
             "repaint": lambda: repaint(denoise, process, x, times, rng, progress=progress),
         }
         return solvers[config.solver]()
+
+
+def less(present: Tensor, number: int) -> Tensor:
+    """What is present [Z, M, X, Y] without the `number`th (in turn) of three or more modalities that are there."""
+    there = present.flatten(2).any(2).any(0).nonzero().flatten().tolist()
+    if len(there) < 3:
+        return present
+    shown = present.clone()
+    shown[:, there[number % len(there)]] = False
+    return shown
 
 
 def _loss(value: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -1,0 +1,92 @@
+"""What is missing: drawing patterns for training, the labels of the pretext tasks, filling gaps for the encoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...core.rng import Rng
+from .config import LENGTHS, Config
+
+
+def draw(config: Config, present: Tensor, rng: Rng) -> Tensor:
+    """What is available of the places [B, places] that are present: a fresh random pattern for every sample.
+
+    At least one present place stays available; something is missing, unless there is but one.
+    """
+    return (_modalities if config.layout == "modalities" else _slices)(present, rng)
+
+
+def _modalities(present: Tensor, rng: Rng) -> Tensor:
+    """Section 3.2: how many are missing, uniform over 1 .. M - 1 (at least those absent), then which."""
+    total = present.shape[1]
+    there = present.sum(1).cpu()
+    least = (total - there).clamp(min=1)
+    missing = least + (rng.uniform() * (total - least)).floor().long().clamp(max=total)
+    order = torch.where(present.cpu(), rng.uniform(total), torch.tensor(2.0))
+    rank = order.argsort(1).argsort(1)
+    return (rank < (total - missing).clamp(min=1)[:, None]).to(present.device) & present
+
+
+def _slices(present: Tensor, rng: Rng) -> Tensor:
+    """Half of the time a gap of a quarter, half or three quarters of the stack (the paper), a quarter of the time a gap
+    of any length, else every k-th slice is there (a stack of thick slices): each anywhere."""
+    total = present.shape[1]
+    z = torch.arange(total)
+    kind, u, place, length = rng.uniform(4).T[..., None]
+    quarter = ((1 + (u * LENGTHS).floor()) * total / (LENGTHS + 1)).round()
+    long = torch.where(kind < 0.5, quarter, 1 + (length * 0.75 * total).floor()).clamp(max=total - 1)
+    start = (place * (total - long + 1)).floor()
+    gap = (z >= start) & (z < start + long)
+    step = 2 + (u * 4).floor()
+    comb = (z - (place * step).floor()) % step == 0
+    available = torch.where(kind < 0.75, ~gap, comb).to(present.device) & present
+    return torch.where(available.any(1, keepdim=True), available, present)
+
+
+def labels(config: Config, available: Tensor) -> tuple[Tensor, Tensor]:
+    """The targets of tasks 1 and 2 for what is available [B, places]: the class of the count [B], what is missing."""
+    missing = ~available
+    if config.layout == "modalities":
+        return missing.sum(1).clamp(1, config.counts) - 1, missing
+    quarters = (missing.sum(1) * (LENGTHS + 1) / config.places).round().long()
+    return quarters.clamp(1, LENGTHS) - 1, missing
+
+
+def filled(images: Tensor, present: Tensor) -> Tensor:
+    """images [N, 1, X, Y, Z] with what is not present interpolated linearly along z, held at the ends; -1 where a
+    whole line is missing. What is not present may hold anything finite."""
+    present = present.expand_as(images)
+    if bool((present.all(-1) == present.any(-1)).all()):  # whole images
+        return torch.where(present, images, torch.full_like(images, -1.0))
+    z = torch.arange(images.shape[-1], device=images.device)
+    below = torch.where(present, z, -1).cummax(-1).values
+    above = torch.where(present, z, len(z)).flip(-1).cummin(-1).values.flip(-1)
+    low = torch.where(below < 0, above, below).clamp(max=len(z) - 1)
+    high = torch.where(above == len(z), below, above).clamp(min=0)
+    a, b = images.gather(-1, low), images.gather(-1, high)
+    weight = (z - low) / (high - low).clamp(min=1)
+    made = torch.lerp(a, b, weight.to(images.dtype))
+    empty = ~present.any(-1, keepdim=True)
+    return torch.where(present, images, torch.where(empty, torch.full_like(made, -1.0), made))
+
+
+def places(config: Config, present: Tensor) -> Tensor:
+    """Which places are there as a whole: present [B, M, X, Y, Z] (broadcast) -> bool [B, places]."""
+    if config.layout == "modalities":
+        return present.flatten(2).all(2)
+    return present.flatten(2, 3).all(2)[:, 0].expand(-1, config.places)
+
+
+def given(config: Config, present: Tensor) -> Tensor:
+    """Which slots the prior is given: present [B, M, X, Y, Z] (full size) -> bool [B, slots].
+
+    A slot is given where all of it was acquired. With a context the prior is shown the rest in another way; without
+    one, what is acquired for the greater part counts too, and if there is none, what is acquired most.
+    """
+    cells = present.movedim(4, 1).reshape(len(present), config.slots, -1) if config.layout == "slices" else present
+    share = cells.flatten(2).float().mean(2)
+    if config.prior.context:
+        return share == 1
+    most = share.amax(1, keepdim=True)
+    return torch.where(most > 0.5, share > 0.5, (share == most) & (share > 0))

@@ -1,0 +1,270 @@
+"""WFDM: a codec on Haar coefficients, and a diffusion in its latents that is told the modality and what is known of the
+subject. Beyond the paper: an adapter that shows the frozen diffusion what the subject has.
+
+    z = s_z E(x)             codec: 4 channels at a quarter of the size, one modality at a time
+    c = (tau, d, r)          target modality, values, availability                                          Eq. 3
+    v(z_t, t, c)             prior: the velocity of a rectified flow, 50 Euler steps (or v of a DDPM, 1000)
+    v(z_t, t, c, z_known)    adapter: ControlNet with the latents of any subset of the subject's modalities
+
+Stages: `codec` (against a critic), `prior` (codec frozen), `adapter` (both frozen).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...codecs.losses import random_features
+from ...codecs.memo import Memo
+from ...codecs.wavelet_fusion import WaveletCodec, WaveletConfig
+from ...core.contract import Batch, Player, Progress, Stage, share
+from ...core.errors import InputError
+from ...core.rng import Rng
+from ...diffusion.denoiser import Denoise, Denoiser, Norm, Prediction
+from ...diffusion.process import DDPM, Process, RectifiedFlow
+from ...diffusion.samplers import ddim, heun, multistep
+from ...nn.critic import Critic
+from ...nn.layout import crop_to
+from ...nn.unet import UNetConfig
+from . import learning
+from .learning import Learning
+from .network import Adapter, Controlled, Prior, condition, unconditional
+from .schema import Schema, encode
+
+Data = Callable[[int], Batch]
+
+# scheme -> the process, what is predicted, and eta of its sampler (section 3.3)
+SCHEMES: dict[str, tuple[Process, Prediction, float]] = {
+    "rflow": (RectifiedFlow(), "flow", 0.0),
+    "ddpm-cosine": (DDPM(1000, "cosine"), "v", 1.0),
+    "ddpm-scaled-linear": (DDPM(1000, "scaled_linear", 0.0015, 0.0195), "v", 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """`size`, `spacing`: of the volumes (voxels, mm). `meta`: width of the metadata's embedding. `norm`: of the prior's
+    loss. `steps`: of a draw. `guidance`: how far what is known of the subject is stressed (1: as learned). `stages`:
+    those that are trained. `chunk`: volumes per evaluation.
+    """
+
+    modalities: tuple[str, ...]
+    codec: WaveletConfig
+    net: UNetConfig
+    schema: Schema
+    size: tuple[int, int, int] = (192, 224, 160)
+    spacing: float = 1.0
+    meta: int = 128
+    scheme: Literal["rflow", "ddpm-cosine", "ddpm-scaled-linear"] = "rflow"
+    norm: Norm = "l2"
+    steps: int = 50
+    solver: Literal["ddim", "heun", "multistep"] = "ddim"
+    guidance: float = 1.0
+    stages: tuple[Literal["codec", "prior", "adapter"], ...] = ("codec", "prior", "adapter")
+    learning: Learning = field(default_factory=Learning)
+    chunk: int = 4
+
+
+class WFDM(nn.Module):
+    """The method. A sample is a volume [M, X, Y, Z]; its modalities are made one by one, from one noise."""
+
+    dims = 3
+    weights: Tensor
+
+    def __init__(self, config: Config):
+        super().__init__()
+        if (config.net.in_channels, config.net.out_channels) != (config.codec.channels,) * 2:
+            raise InputError(
+                f"the prior has {config.net.in_channels} channels, the codec's latent {config.codec.channels}; give "
+                f"net.in_channels and net.out_channels={config.codec.channels}."
+            )
+        self.config, self.modalities = config, config.modalities
+        m, learn = len(config.modalities), config.learning
+        self.codec = WaveletCodec(config.codec)
+        self.critic = Critic(config.codec.dims, 1, learn.critic_width, learn.critic_layers, norm="group")
+        self.features = random_features(config.codec.dims, widths=learn.features)
+        self.memo = Memo()
+        process, prediction, _ = SCHEMES[config.scheme]
+        net = Prior(config.net, m, config.schema, config.meta)
+        self.prior = Denoiser(net, process, prediction, norm=config.norm)
+        self.adapter = Adapter(config.net, m, config.schema, config.meta)
+        self.register_buffer("weights", torch.ones(m))  # how often a modality that is there is the target, relatively
+
+    @property
+    def net(self) -> Prior:
+        """The prior's network."""
+        return cast(Prior, self.prior.net)
+
+    @property
+    def sampler(self) -> str:
+        return f"{self.config.scheme}-{self.config.solver}"
+
+    def encode_metadata(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Rows of a table -> `values` and `known` [B, P]."""
+        return encode(self.config.schema, rows)
+
+    # training
+
+    def stages(self) -> tuple[Stage, ...]:
+        codec = Player("codec", self.codec.parameters, lambda out: learning.codec_loss(self, out))
+        critic = Player("critic", self.critic.parameters, lambda out: learning.critic_loss(self, out))
+        prior = Player("prior", self.prior.parameters, _plain)
+        adapter = Player("adapter", self.adapter.parameters, _plain)
+        parts = self.config.learning.shares
+        every = {
+            "codec": Stage("codec", self._codec, (codec, critic), parts[0], 1e-4, begin=self._begin_codec),
+            "prior": Stage("prior", self._prior, (prior,), parts[1], begin=self._begin_prior),
+            "adapter": Stage("adapter", self._adapter, (adapter,), parts[2], begin=self._begin_adapter),
+        }
+        return tuple(every[name] for name in self.config.stages)
+
+    def _codec(self, batch: Batch, rng: Rng) -> learning.Game:
+        x, _ = learning.pick(batch, self.weights, rng)
+        x = learning.crop(x, self.config.learning.crop, rng)
+        return learning.Game(x, self.codec(x, rng.fork("latent")))
+
+    def _prior(self, batch: Batch, rng: Rng) -> Tensor:
+        x, target = learning.pick(batch, self.weights, rng)
+        return self.prior.loss(self.encode(x), rng, self._condition(batch, target, rng))
+
+    def _adapter(self, batch: Batch, rng: Rng) -> Tensor:
+        x, target = learning.pick(batch, self.weights, rng)
+        known = learning.given(batch, target, self, rng)
+        t = self.prior.process.draw(rng.uniform().to(x.device))
+        at_once = rng.uniform().to(x.device) < self.config.learning.at_once
+        t = torch.where(at_once, torch.full_like(t, self.prior.process.end), t)
+        vector = self._condition(batch, target, rng)
+        return self._joint().loss(self.encode(x), rng, vector, known, t=t)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Volumes [N, 1, *spatial] -> scaled latents [N, C, *spatial / 4]; in training those seen before are known."""
+        if not self.training:
+            return self.codec.encode(x)
+        return self.memo.each(lambda part: (self.codec.encode(part),), x, of=self.codec)[0]
+
+    def _condition(self, batch: Batch, target: Tensor, rng: Rng) -> Tensor:
+        """The vector of conditions, with parts of it dropped in training."""
+        values, known = self._metadata(batch.metadata, len(batch))
+        known = learning.drop(known, self.config.learning, rng)
+        return condition(target, len(self.modalities), values, known)
+
+    def _joint(self) -> Denoiser:
+        """Prior and adapter as one denoiser."""
+        net = Controlled(self.net, self.adapter)
+        return Denoiser(net, self.prior.process, self.prior.prediction, norm=self.prior.norm).train(self.training)
+
+    def _begin_codec(self, data: Data) -> None:
+        """How rare the modalities are."""
+        present = torch.cat([batch.present.flatten(2).any(2) for batch in learning.some(data, 128)])
+        often = present.float().mean(0).clamp(min=1 / len(present))
+        self.weights.copy_((often**-self.config.learning.balance).to(self.weights))
+
+    def _begin_prior(self, data: Data) -> None:
+        """The scale of the latents, and what the training set's table is like."""
+        self._begin_codec(data)
+
+        def images() -> Iterator[Tensor]:
+            for k, batch in enumerate(learning.some(data, 32)):
+                yield learning.pick(batch, self.weights, Rng.of(0, len(batch), "scale", k))[0]
+
+        self.codec.calibrate(images())
+        tables = [self._metadata(batch.metadata, len(batch)) for batch in learning.some(data, 256)]
+        values, known = (torch.cat(parts).cpu() for parts in zip(*tables))
+        self.net.metadata.fit(values, known)
+
+    def _begin_adapter(self, data: Data) -> None:
+        self.adapter.take(self.net)
+
+    def _metadata(self, metadata: Mapping[str, Tensor] | None, count: int) -> tuple[Tensor, Tensor]:
+        """values and known [B, P]; nothing is known where no table was given."""
+        if metadata is None or "values" not in metadata:
+            metadata = self.encode_metadata([{}] * count)
+        return metadata["values"].to(self.weights.device), metadata["known"].to(self.weights.device)
+
+    # inference
+
+    def steps_for(self, samples: int) -> int:
+        """How many steps unless told: one image is the posterior mean, which is read in one step; several are draws."""
+        return 1 if samples == 1 else self.config.steps
+
+    @torch.inference_mode()
+    def complete(self, batch: Batch, rng: Rng, progress: Progress | None = None) -> Tensor:
+        """Make what is missing of volumes [B, M, X, Y, Z]; what is present comes back bit for bit."""
+        images, present = batch.images, batch.present.expand_as(batch.images)
+        there, whole = present.flatten(2).any(2), present.flatten(2).all(2)
+        if not there.any(1).all():
+            raise InputError("nothing of this subject is there; give at least one modality.")
+        wanted = [torch.nonzero(~row).flatten() for row in whole]
+        if not any(map(len, wanted)):
+            raise InputError(f"nothing is missing of {', '.join(self.modalities)}; hide a modality to have it made.")
+        values, known = self._metadata(batch.metadata, len(batch))
+        jobs = [(b, part) for b, targets in enumerate(wanted) for part in targets.split(self.config.chunk) if len(part)]
+        out = images.clone()
+        for number, (b, part) in enumerate(jobs):
+            usable = whole[b] if whole[b].any() else there[b]
+            latents = learning.known_latents(self, torch.where(present[b], images[b], -1.0), usable)
+            vector = condition(part, len(self.modalities), values[b : b + 1].expand(len(part), -1),
+                               known[b : b + 1].expand(len(part), -1))  # fmt: skip
+            beside = latents.expand(len(part), *latents.shape[1:])
+            x = self._draw(vector, rng[b : b + 1], latents.shape[2:], share(progress, number, len(jobs)), beside)
+            x = crop_to(x, images.shape[2:])[:, 0].clamp(-1, 1)
+            out[b, part] = torch.where(present[b, part], images[b, part], x.to(images.dtype))
+        return out
+
+    @torch.inference_mode()
+    def generate(
+        self, count: int, spatial: Sequence[int], rng: Rng, conditions: Mapping[str, Tensor] | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Volumes of nobody, [count, M, *spatial]. `conditions`: what `encode_metadata` made of `count` rows, and
+        `wanted` bool [M], the modalities to make (all, if it is not there; the others are -1)."""
+        table = dict(conditions or {})
+        values, known = self._metadata(table, count)
+        wanted = torch.nonzero(table.get("wanted", torch.ones(len(self.modalities)))).flatten()
+        jobs = [(i, part) for i in range(count) for part in wanted.split(self.config.chunk)]
+        out = torch.full((count, len(self.modalities), *spatial), -1.0)
+        size = [-(-n // self.codec.factor) for n in spatial]
+        for number, (i, part) in enumerate(jobs):
+            part = part.to(self.weights.device)
+            vector = condition(part, len(self.modalities), values[i : i + 1].expand(len(part), -1),
+                               known[i : i + 1].expand(len(part), -1))  # fmt: skip
+            x = self._draw(vector, rng[i : i + 1], size, share(progress, number, len(jobs)))
+            out[i, part.cpu()] = crop_to(x, spatial)[:, 0].clamp(-1, 1).cpu()
+        return out
+
+    def _draw(
+        self, vector: Tensor, rng: Rng, size: Sequence[int], progress: Progress | None, known: Tensor | None = None
+    ) -> Tensor:
+        """One volume [n, 1, ...] a row of `vector`, all of one subject and from one noise."""
+        config, (process, _, eta) = self.config, SCHEMES[self.config.scheme]
+        noise, later = (Rng(rng.fork(name).seeds * len(vector)) for name in ("latent", "ancestral"))
+        z = noise.normal(self.codec.channels, *size).to(vector.device)
+        denoise, times = self._denoise(vector, known), process.grid(config.steps)
+        solvers: dict[str, Callable[[], Tensor]] = {
+            "ddim": lambda: ddim(denoise, process, z, times, later, eta, progress),
+            "heun": lambda: heun(denoise, process, z, times, progress),
+            "multistep": lambda: multistep(denoise, process, z, times, progress),
+        }
+        return self.codec.decode(solvers[config.solver]())
+
+    def _denoise(self, vector: Tensor, known: Tensor | None) -> Denoise:
+        """The denoiser of these conditions, with classifier-free guidance (Ho & Salimans 2022) if it is asked for."""
+        net = self.prior if known is None else self._joint()
+        beside = () if known is None else (known,)
+        bare, guidance = unconditional(vector, len(self.modalities)), self.config.guidance
+        if guidance == 1 or torch.equal(bare, vector):
+            return lambda z, t: net(z, t, vector, *beside)
+
+        def guided(z: Tensor, t: Tensor) -> Tensor:
+            without = net(z, t, bare, *beside)
+            return without + guidance * (net(z, t, vector, *beside) - without)
+
+        return guided
+
+
+def _plain(loss: Tensor) -> tuple[Tensor, dict[str, float]]:
+    return loss, {}
