@@ -89,12 +89,19 @@ def learn(tissue: str, people: Sequence[Person], steps: int, side: int = 48) -> 
     for _ in range(steps):
         pairs = [patch(people[draw.integers(len(people))], tissue, side, draw) for _ in range(2)]
         x, y = (torch.from_numpy(np.stack(v))[:, None].float() for v in zip(*pairs))
-        loss = functional.binary_cross_entropy_with_logits(net(x, torch.zeros(len(x))), y)
+        loss = distance(net(x, torch.zeros(len(x))), y)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
     return net.eval()
+
+
+def distance(logits: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Cross entropy, and Dice's, which a small lesion counts in."""
+    said = logits.sigmoid()
+    overlap = (2 * (said * share).sum() + 1) / (said.sum() + share.sum() + 1)
+    return functional.binary_cross_entropy_with_logits(logits, share) + 1 - overlap
 
 
 def patch(person: Person, tissue: str, side: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -240,7 +247,7 @@ def main() -> None:
         default=32,
         help="virtual subjects that readers learn from; half as many more check them",
     )
-    parser.add_argument("--reading", type=int, default=400, help="training steps of a reader")
+    parser.add_argument("--reading", type=int, default=1200, help="training steps of a reader")
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "controllability")

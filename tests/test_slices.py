@@ -16,7 +16,13 @@ from amodal.data.volume import Study, Volume
 from amodal.methods import copedit
 from amodal.model import Model
 from amodal.model.slices import (
-    complete_slices, empty_slices, interpolated, parse_slices, slice_axis, straightened, windows,
+    complete_slices,
+    empty_slices,
+    interpolated,
+    parse_slices,
+    slice_axis,
+    straightened,
+    windows,
 )  # fmt: skip
 
 from .conftest import write_nifti

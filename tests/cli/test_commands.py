@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from amodal.cli import training
 from amodal.methods import any2all
 
 from .conftest import TINY

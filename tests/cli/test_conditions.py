@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     rows = [{"age": 30, "sex": "F", "tumour": "no"}, {"age": 80, "sex": "F", "tumour": "yes"}]
     table = method.encode_metadata(rows)
     method.net.metadata.fit(table["values"], table["known"])
-    windows = {name: (0.0, 100.0) for name in config.modalities}
+    windows = dict.fromkeys(config.modalities, (0.0, 100.0))
     return Model("wfdm", method, wfdm.grid(config), windows).save(tmp_path_factory.mktemp("model") / "model")
 
 

@@ -10,7 +10,15 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from amodal.codecs.losses import (
-    critic_loss, kl, l1, maker_loss, perceptual, planes, random_features, read_features, unit,
+    critic_loss,
+    kl,
+    l1,
+    maker_loss,
+    perceptual,
+    planes,
+    random_features,
+    read_features,
+    unit,
 )  # fmt: skip
 from amodal.core.errors import InputError
 from amodal.core.rng import Rng

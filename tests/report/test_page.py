@@ -1,6 +1,7 @@
 """Pages: self-contained, nothing left out, what is synthetic marked as such, and nothing of a file's name can run."""
 
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -186,7 +187,7 @@ def test_a_page_replaces_and_says_where_it_cannot(tmp_path):
 
 
 def test_methods_text_names_what_matters():
-    text = methods_text(page().panels, page().provenance)
+    text = methods_text(page())
     for words in (
         "Missing FLAIR",
         "T1w and T2w",
@@ -198,7 +199,7 @@ def test_methods_text_names_what_matters():
         "8",
     ):
         assert words in text
-    assert "None" not in methods_text(page().panels, {})
+    assert "None" not in methods_text(dataclasses.replace(page(), provenance={}))
 
 
 def test_flatten_keeps_paths_and_drops_nothing_known():

@@ -20,6 +20,7 @@ from .generate import generate
 from .inspect import inspect
 from .methods import methods
 from .phantom import phantom
+from .reconstruct import reconstruct
 from .train import train
 
 # typer carries its own copy of click or uses the installed one, according to its version: ask it for the class.
@@ -30,6 +31,7 @@ _SEVERAL: Mapping[str, Callable[[str], object]] = {
     "--modality": lambda word: word.lower() in ALIASES,
     "--modalities": lambda word: word.lower() in ALIASES,
     "--meta": re.compile(r"[A-Za-z_][\w.]*=").match,
+    "--measured": re.compile(r"[A-Za-z_]\w*=").match,
     "--missing": lambda word: word.lower() in ALIASES,
     "--set": re.compile(r"[A-Za-z_][\w.]*=").match,
     "--compare": re.compile(r"[^-]").match,
@@ -44,7 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="For research only: what amodal makes is synthetic, and no basis for a diagnosis.",
 )
-for command in (demo, inspect, complete, generate, evaluate, train, phantom, methods):
+for command in (demo, inspect, complete, reconstruct, generate, evaluate, train, phantom, methods):
     app.command()(command)
 
 

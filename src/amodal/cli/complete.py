@@ -36,6 +36,10 @@ def complete(
     sampler: options.Sampler = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Slices per network call; images stay the same.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Subjects read and aligned ahead while the network runs.")] = 1,
+    measured: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE ...", help="K-space of a contrast, reconstructed with what else is there."),
+    ] = None,
     missing_slices: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +102,21 @@ def complete(
     from .present import show_scores
 
     sources = [layouts.plain(files)] if files else layouts.find(first)
+    if measured:
+        from . import scanning
+
+        if len(sources) > 1:
+            raise InputError(f"{first} holds {len(sources)} studies; with --measured give the folder of one.")
+        scan = scanning.Job(
+            measured=scanning.pairs(measured), out=second or first, source=sources[0], missing=tuple(missing or ()),
+            model=model, sampler=sampler, samples=samples, steps=steps, device=device, precision=precision, seed=seed,
+            overwrite=overwrite, quiet=quiet, report=report,
+        )  # fmt: skip
+        if dry_run:
+            console.say(scanning.intent(scanning.check(scan)), quiet)
+            return 0
+        scanning.run(scan)
+        return 0
     job = completion.Job(
         sources=sources,
         out=second or first,

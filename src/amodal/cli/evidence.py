@@ -6,7 +6,7 @@ import multiprocessing
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.errors import AmodalError, InputError
 from ..data import layouts
 from ..data.bids import read_description
-from ..data.volume import Source
+from ..data.volume import Source, Study
 from ..evaluate import TRUST, Plan, Protocol, Table, parse_patterns
 from ..evaluate import evaluate as trust_test
 from ..evaluate.generation import GENERATE
@@ -134,9 +134,12 @@ def run(job: Job) -> int:
         return trials.generation(job, sources, model, plan)
     asked = {"dataset": str(job.dataset), "models": job.models, "patterns": job.patterns, "seed": job.seed}
     with Record(job.report, {**asked, "protocol": plan.protocol.id}) as record:
-        read = partial(guides.read, method=model.name, config=model.method.config, folder=job.out / "tissue")
         with console.progress(f"evaluating {len(sources)} subjects", job.quiet) as tick:
-            found = trust_test(sources, model, job.out, prepare=read, patterns=job.patterns, plan=plan, progress=tick)
+            if job.workers > 1 and next(model.method.parameters()).device.type == "cpu":
+                plan = _several(job, sources, plan, tick)
+            found = trust_test(
+                sources, model, job.out, prepare=_reader(job, model), patterns=job.patterns, plan=plan, progress=tick
+            )
         for source in _usable(job, sources, model):
             with record.subject(source.label, list(source.files.values())) as entry:
                 if source.label in found.failed:
@@ -170,6 +173,11 @@ def _several(job: Job, sources: Sequence[Source], plan: Plan, tick: console.Tick
     return replace(plan, workers=1, overwrite=False)
 
 
+def _reader(job: Job, model: Model) -> Callable[[Source], Study]:
+    """How a subject is read for the model."""
+    return partial(guides.read, method=model.name, config=model.method.config, folder=job.out / "tissue")
+
+
 def _part(job: Job, number: int) -> None:
     """Every so manieth subject, in a process of its own."""
     import torch
@@ -178,7 +186,7 @@ def _part(job: Job, number: int) -> None:
     sources, model, plan = check(job)
     mine = sources[number :: job.workers]
     if mine:
-        each(mine, model, job.out, prepare=prepare, patterns=job.patterns, plan=replace(plan, workers=1))
+        each(mine, model, job.out, prepare=_reader(job, model), patterns=job.patterns, plan=replace(plan, workers=1))
 
 
 def _own(job: Job) -> Path:

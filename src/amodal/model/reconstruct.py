@@ -147,7 +147,7 @@ def _scan(model: Model, kspace: KSpace, frame: Frame, name: str) -> tuple[Measur
     if len(kspace.data) != slices:
         raise InputError(f"{name} has {len(kspace.data)} slices and the image {slices}; give k-space of all.")
     maps, scan = (None if v is None else torch.from_numpy(v) for v in (kspace.maps, kspace.scan))
-    data, sampled = torch.from_numpy(kspace.data), torch.from_numpy(kspace.sampled)
+    data, sampled = (torch.from_numpy(np.require(v, requirements="W")) for v in (kspace.data, kspace.sampled))
     measured, notes = settle(data, sampled, maps, scan, kspace.noise)
     swap = frame.order[0] == 1
     (x, y, z) = frame.lines

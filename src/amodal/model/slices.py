@@ -130,7 +130,7 @@ def complete_slices(
 @dataclass(frozen=True, eq=False)
 class Dense:
     """A stack on the network's spacing, slices last: `values` [X, Y, Z], missing ones interpolated; `there` bool [Z];
-    `inner` places from one acquired slice to the next; the frame to the network's plane; the intensities of -1 and 1."""
+    `inner` places from one acquired slice to the next; the frame to the network's plane; what becomes -1 and 1."""
 
     values: np.ndarray
     there: np.ndarray

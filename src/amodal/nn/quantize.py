@@ -28,7 +28,8 @@ class Codebook(nn.Module):
     def __init__(self, codes: int, channels: int, decay: float = 0.99, dead: float = 0.05):
         super().__init__()
         self.decay, self.dead = decay, dead
-        self.codes = nn.Parameter(torch.randn(codes, channels), requires_grad=False)
+        begin = torch.randn(codes, channels) / codes**0.5  # small, as the latents of a new encoder are
+        self.codes = nn.Parameter(begin, requires_grad=False)
         self.register_buffer("counts", torch.ones(codes))
         self.register_buffer("sums", self.codes.detach().clone())
 

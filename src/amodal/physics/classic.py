@@ -18,7 +18,7 @@ from .coils import _sigpy
 from .linear import conjugate_gradients
 from .mri import sense
 
-SENSE_WEIGHT = 1e-3  # relative to A^H A, whose eigenvalues reach 1 with normalised maps
+SENSE_WEIGHT = 1e-2  # relative to A^H A, whose eigenvalues reach 1 with normalised maps
 WAVELET_WEIGHT = 0.15  # times the noise
 
 

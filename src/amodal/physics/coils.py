@@ -75,19 +75,32 @@ def whiten(x: Tensor, W: Tensor) -> Tensor:
 
 
 def noise_level(kspace: Tensor, sampled: Tensor) -> float:
-    """SD of the real and imaginary part of noise, from k-space [Z, C, X, Y] itself.
+    """SD of the real and imaginary part of noise, from k-space [Z, C, X, Y] itself: the smaller of two estimates.
 
-    The median of |k|^2 over the outermost tenth of what was sampled, where there is least signal: of complex noise it
-    is 2 ln 2 times the variance of a part. What signal is left there makes it too large, never too small.
+    The median of |k|^2 over the outermost tenth of what was sampled, where there is least signal; and, where the
+    readout X is complete, over the quietest tenth of its positions, which lie beside the head. The median of complex
+    noise is 2 ln 2 times the variance of a part; what signal is left in both makes it too large, never too small.
     """
+    kept = sampled.expand(len(kspace), 1, *kspace.shape[-2:])[:, 0]
+    found = [_median(_outermost(kspace, kept))]
+    if (kept == kept[:, :1]).all():
+        rows = (centred(kspace, (-2,), inverse=True).abs() ** 2).movedim(1, -1)  # [Z, X, Y, C]
+        energy = torch.stack([_median(rows[:, x][kept[:, 0]]) for x in range(rows.shape[1])])
+        count = max(2, len(energy) // 10)
+        found.append(energy.sort().values[:count].mean())
+    return float((torch.stack(found).min() / (2 * np.log(2))).sqrt())
+
+
+def _outermost(kspace: Tensor, kept: Tensor) -> Tensor:
+    """|k|^2 over the outermost tenth of what was sampled."""
     distance = _distance((kspace.shape[-2], kspace.shape[-1])).to(kspace.device)
-    kept = sampled.expand(kspace.shape[0], 1, *kspace.shape[-2:])[:, 0]
-    far = torch.where(kept.any(0), distance, torch.zeros_like(distance))
-    edge = torch.quantile(far[far > 0].flatten()[:1_000_000], 0.9)
-    energy = (kspace.abs() ** 2).movedim(1, -1)[kept & (distance >= edge)]
-    if not energy.numel():
-        return 0.0
-    return float((energy.flatten()[:4_000_000].median() / (2 * np.log(2))).sqrt())
+    edge = torch.quantile(distance[kept.any(0)][:1_000_000], 0.9)
+    return (kspace.abs() ** 2).movedim(1, -1)[kept & (distance >= edge)]
+
+
+def _median(energy: Tensor) -> Tensor:
+    values = energy.flatten()[:4_000_000]
+    return values.median() if len(values) else torch.zeros((), device=energy.device)
 
 
 def compress(kspace: Tensor, coils: int) -> Tensor:

@@ -20,8 +20,8 @@ from ..core.errors import InputError
 from ..metrics.image import STRIPES_WARN, head_mask, stripe_ratio
 from . import figures
 
-Status = Literal["acquired", "tissue", "synthetic", "truth", "error", "spread"]
-IMAGES: tuple[Status, ...] = ("acquired", "synthetic", "truth")
+Status = Literal["acquired", "tissue", "synthetic", "classic", "truth", "error", "spread"]
+IMAGES: tuple[Status, ...] = ("acquired", "synthetic", "classic", "truth")
 SHEET: tuple[Status, ...] = ("synthetic", "truth", "error", "spread")  # side by side, in this order
 CITATIONS = {
     "cola_diff": (
@@ -29,8 +29,8 @@ CITATIONS = {
         "Synthesis. MICCAI 2023, LNCS 14229:398-408."
     ),
     "copedit": (
-        "Liu J, Aung N, Arvanitis TN, Lima JAC, Petersen SE, Zhang L. Exploiting Completeness Perception with Diffusion "
-        "Transformer for Unified 3D MRI Synthesis. arXiv:2602.18400, 2026."
+        "Liu J, Aung N, Arvanitis TN, Lima JAC, Petersen SE, Zhang L. Exploiting Completeness Perception with "
+        "Diffusion Transformer for Unified 3D MRI Synthesis. arXiv:2602.18400, 2026."
     ),
     "any2all": (
         "Gan W, Wang X, Wang T, Wang W, Ying C, Hu Y, Chen Y, An H, Kamilov US. A Unified Framework for Multimodal "
@@ -47,6 +47,7 @@ CAPTIONS: dict[Status, str] = {
     "acquired": "from the scanner",
     "tissue": "guides the model: fluid blue, grey matter grey, white matter white, tumour red",
     "synthetic": "made by the model",
+    "classic": "reconstructed without the model",
     "truth": "acquired, hidden from the model",
     "error": f"synthetic − truth, ± {figures.ERROR_LIMIT:g} of the range",
     "spread": f"SD over samples, 0 – {figures.SPREAD_LIMIT:g} of the range",
@@ -83,7 +84,8 @@ class Page:
     """What a subject's page says.
 
     `scores`: modality -> method -> metric -> value, and `protocol` how they were measured. `checks`: what was checked
-    -> "pass" or "warn", then ": " and words. `provenance`: tables in tables, as in the sidecar.
+    -> "pass" or "warn", then ": " and words. `provenance`: tables in tables, as in the sidecar. `measured`: what was
+    made from k-space.
     """
 
     title: str
@@ -95,13 +97,20 @@ class Page:
     checks: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    measured: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> str:
+        """What all was made from, in words."""
+        acquired = [p.name for p in self.panels if p.status == "acquired"]
+        return _names([*(f"k-space of {name}" for name in self.measured), *acquired])
 
 
 def subject_page(path: Path, page: Page) -> Path:
     """Write the page of one completed study; replaces what stood there, atomically."""
     windows = _windows(page.panels)
     panels = (*page.panels, *_errors(page.panels, windows))
-    images = [p for p in panels if p.status in ("acquired", "tissue", "synthetic")]
+    images = [p for p in panels if p.status in ("acquired", "tissue", "synthetic", "classic")]
     mask = _mask(page.panels, windows)
     box = figures.bounds(mask)
     tiles = {id(p): _tiles(p, page.spacing, windows, box) for p in panels}
@@ -115,7 +124,7 @@ def subject_page(path: Path, page: Page) -> Path:
         page=page,
         made=_names(p.name for p in made),
         plural=len(made) > 1,
-        given=_names(p.name for p in panels if p.status == "acquired"),
+        given=page.given,
         images=[(p, tiles[id(p)]) for p in images],
         sheets=[(m.name, [(p, tiles[id(p)]) for p in group]) for m, group in sheets if len(group) > 1],
         mosaics=[(m.name, _mosaic(m, page.spacing, windows, box)) for m in made],
@@ -125,7 +134,7 @@ def subject_page(path: Path, page: Page) -> Path:
         labels=METRICS,
         methods=METHODS,
         provenance=flatten(page.provenance),
-        method=methods_text(page.panels, page.provenance),
+        method=methods_text(page),
         citation=CITATIONS.get(_facts(page.provenance).get("method", "").lower(), ""),
         captions=CAPTIONS,
         letters=figures.LETTERS,
@@ -135,11 +144,10 @@ def subject_page(path: Path, page: Page) -> Path:
     return write(path, text)
 
 
-def methods_text(panels: Sequence[Panel], provenance: Mapping[str, Any]) -> str:
+def methods_text(page: Page) -> str:
     """Three sentences for a paper's methods section, from what is known."""
-    made = _names(p.name for p in panels if p.status == "synthetic")
-    given = _names(p.name for p in panels if p.status == "acquired")
-    facts = _facts(provenance)
+    made = _names(p.name for p in page.panels if p.status == "synthetic")
+    facts = _facts(page.provenance)
     tool = [f"amodal {facts.get('version', __version__)}"]
     tool += [
         text.format(facts[k])
@@ -149,7 +157,8 @@ def methods_text(panels: Sequence[Panel], provenance: Mapping[str, Any]) -> str:
     words = (("sampler", "sampler {}"), ("steps", "{} steps"), ("seed", "seed {}"), ("samples", "samples averaged: {}"))
     drawn = ", ".join(text.format(facts[k]) for k, text in words if k in facts)
     return (
-        f"Missing {made} images were synthesised from the acquired {given} images with {', '.join(tool)}"
+        f"{'' if page.measured else 'Missing '}{made} images were synthesised from the acquired {page.given} "
+        f"{'data' if page.measured else 'images'} with {', '.join(tool)}"
         f"{f' ({drawn})' if drawn else ''}. "
         "Synthetic images are estimates, not measurements, and are marked as synthetic wherever they are shown."
     )

@@ -7,6 +7,7 @@ MPS follows the gradient of all that is known; where the prior sees clean modali
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from ...physics.posterior import Observation, channel, gradient, project, proxim
 
 ITERATIONS, TOLERANCE = 12, 1e-3  # of the conjugate gradients in a step; more change no image by more than its noise
 PULLS = 2  # conjugate gradients through the network in a step of MPS
-EARLY = 0.3  # alpha below which the Jacobian is not trusted
+EARLY = 0.7  # alpha below which the Jacobian is not trusted
 BRIGHTEST = 1.5  # of a measured image, whose window ends at 1
 Measured = Mapping[int, Measurement]  # by the index of the modality
 
@@ -44,23 +45,6 @@ def measured(batch: Batch, modalities: Sequence[str]) -> Measured:
         if present[:, modalities.index(name)].any():
             raise InputError(f"{name} is given both as an image and as k-space; give one of them.")
     return {modalities.index(name): given for name, given in found.items()}
-
-
-def aside(denoise: Denoise, present: Tensor, noise: Tensor, given: Sequence[int], end: float) -> Denoise:
-    """Leave what is neither present nor measured at the end of time, as the noise it began with.
-
-    A prior with one time a modality then knows that it is not there, in place of a draw that goes along at the same
-    noise level; what it predicts of it is its mean given the rest.
-    """
-    absent = ~present.flatten(2).any(2)
-    absent[:, list(given)] = False
-
-    def bent(x: Tensor, t: Tensor) -> Tensor:
-        each = t if t.ndim == 2 else t[:, None].expand(-1, x.shape[1])
-        each = torch.where(absent, torch.full_like(each, end), each)
-        return denoise(torch.where(absent[..., None, None], noise.to(x.dtype), x), each)
-
-    return bent
 
 
 def decompose(denoise: Denoise, process: Process, given: Measured, whole: tuple[int, int]) -> Denoise:
@@ -110,6 +94,14 @@ def follow(
         return corrected(x, t) if alpha < EARLY else pulled(x, t)
 
     return bent
+
+
+def _inflated(seen: Observation) -> Observation:
+    """The observation with what is beside the image counted as white noise of the same energy."""
+    if seen.beside is None or seen.count is None or seen.trace is None:
+        return seen
+    more = float((seen.trace / seen.count).mean()) * seen.loose**2
+    return replace(seen, noise=(seen.noise**2 + more) ** 0.5, beside=None, loose=0.0)
 
 
 def _of_modality(seen: Observation, m: int, modalities: int) -> Observation:

@@ -30,7 +30,7 @@ from ...nn.unet import UNet, UNetConfig
 from ...physics.linear import mask
 from ...physics.posterior import Observation, gradient, hold, project
 from .generate import draw
-from .measured import Measured, aside, decompose, follow, measured
+from .measured import Measured, decompose, follow, measured
 from .network import StackNet
 from .slices import correlate, smooth
 
@@ -172,7 +172,7 @@ class Any2all(nn.Module):
                 axes = (2,) if pair % 2 and not given else ()
                 shown = less(present, pair) if second and not given else present
                 noise = correlate(own.normal_like(images), config.coupling)
-                denoise = self._denoise(images.flip(axes), shown.flip(axes), given, noise)
+                denoise = self._denoise(images.flip(axes), shown.flip(axes), given)
                 made = self._solve(denoise, noise, own, share(progress, k, draws)).flip(axes)
                 x0 += made * (weights[k] / sum(weights))
         x0[:, list(given)] = x0[:, list(given)].clamp(min=-1)  # magnitudes
@@ -196,7 +196,7 @@ class Any2all(nn.Module):
         args = (config.steps, config.eta, config.coupling)
         return draw(denoise, self.prior.process, noise, own, *args, outline, progress).clamp(-1, 1)
 
-    def _denoise(self, images: Tensor, present: Tensor, given: Measured, noise: Tensor) -> Denoise:
+    def _denoise(self, images: Tensor, present: Tensor, given: Measured) -> Denoise:
         """The bent prior of a volume's slices, evaluated in chunks."""
         config, whole = self.config, present.flatten(2)
         hold_them = config.times == "own" and bool(whole.all(2).eq(whole.any(2)).all())  # whole modalities only
@@ -205,14 +205,14 @@ class Any2all(nn.Module):
         def part_of(start: int, stop: int) -> Denoise:
             part = slice(start, stop)
             here = {m: each[part] for m, each in given.items()}
-            return self._bent(images[part], present[part], hold_them, here, noise[part])
+            return self._bent(images[part], present[part], hold_them, here)
 
         # one slice of all coils fits a processor's cache, and the network takes them one by one there anyway
         size = 1 if given and images.device.type == "cpu" else config.chunk
         denoise = chunked(lambda part: part_of(part.start, part.stop), size)
         return smooth(denoise, self.prior.process, config.smoothing) if config.smoothing else denoise
 
-    def _bent(self, images: Tensor, present: Tensor, hold_them: bool, given: Measured, noise: Tensor) -> Denoise:
+    def _bent(self, images: Tensor, present: Tensor, hold_them: bool, given: Measured) -> Denoise:
         """The prior of some slices, bent towards what is known of them."""
         process, prior = self.prior.process, clip(self.prior)
         if self.config.posterior == "mps" and not given:
@@ -220,7 +220,6 @@ class Any2all(nn.Module):
             return clip(gradient(self.prior, process, seen))
         if hold_them:
             prior = hold(prior, present[..., :1, :1], images, process.end)
-            prior = aside(prior, present, noise, tuple(given), process.end) if given else prior
         if self.config.posterior == "mps":
             return follow(prior, process, given, present, images, hold_them)
         prior = prior if hold_them else project(prior, present, images)
