@@ -204,7 +204,7 @@ def fits(shape: tuple[int, ...], path: Path) -> None:
         z, c, x, y = shape
         raise InputError(
             f"{path.name}: {c} coils of {z} slices of {x} x {y} need about {needed / 2**30:.1f} GiB and "
-            f"{free / 2**30:.1f} are free; take fewer slices at once with --slices, or compress the coils."
+            f"{free / 2**30:.1f} are free; export fewer slices a file, or compress the coils to fewer."
         )
 
 

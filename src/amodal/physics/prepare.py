@@ -38,7 +38,7 @@ def settle(
         notes.append("Coils whitened by the scan of noise.")
     elif noise is None:
         noise = noise_level(kspace, sampled)
-        notes.append(f"Noise level estimated from the outermost k-space: {noise:.3g}.")
+        notes.append(f"Noise level estimated from the k-space: {noise:.3g}.")
     sampled = sampled.expand(len(sampled), 1, *kspace.shape[-2:])
     box = calibration(sampled.all(0)[0])
     if maps is None:
@@ -61,7 +61,7 @@ def settle(
     measured = Measurement(kspace, sampled, maps, noise, angle)
     loose = wandering(measured)
     if loose:
-        notes.append(f"The phase of the calibration centre leaves {loose:.2g} of the image unexplained at right angles.")
+        notes.append(f"The phase of the calibration centre leaves {loose:.2g} of the image unexplained.")
     return replace(measured, quadrature=loose), tuple(notes)
 
 
