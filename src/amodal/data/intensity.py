@@ -69,7 +69,7 @@ class Window:
         """Intensities to [-1, 1]; what lies outside the window is clipped."""
         if self.knots:
             return _bend(x, *self._line)
-        return ((x - self.lo) * (2.0 / (self.hi - self.lo)) - 1.0).clip(-1.0, 1.0)
+        return ((x - self.lo) / (self.hi - self.lo) * 2.0 - 1.0).clip(-1.0, 1.0)
 
     def leave(self, x: Array) -> Array:
         """[-1, 1] to intensities."""
