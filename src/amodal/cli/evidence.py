@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -159,7 +161,7 @@ def _several(job: Job, sources: Sequence[Source], plan: Plan, tick: console.Tick
     what is left to do: nothing but to put together what they kept, and to say why a subject failed."""
     folder, began = job.out / "subjects", time.time_ns()
     with ProcessPoolExecutor(job.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = [pool.submit(_part, replace(job, quiet=True), number) for number in range(job.workers)]
+        parts = [pool.submit(_part, replace(job, quiet=True), k, os.getpid()) for k in range(job.workers)]
         try:
             while wait(parts, timeout=1).not_done:
                 tick(sum(p.stat().st_mtime_ns > began for p in folder.glob("*/scores.json")), len(sources))
@@ -178,15 +180,22 @@ def _reader(job: Job, model: Model) -> Callable[[Source], Study]:
     return partial(guides.read, method=model.name, config=model.method.config, folder=job.out / "tissue")
 
 
-def _part(job: Job, number: int) -> None:
-    """Every so manieth subject, in a process of its own."""
+def _part(job: Job, number: int, parent: int) -> None:
+    """Every so manieth subject, in a process of its own, which ends when its parent was killed."""
     import torch
 
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(max(1, torch.get_num_threads() // job.workers))
     sources, model, plan = check(job)
     mine = sources[number :: job.workers]
     if mine:
         each(mine, model, job.out, prepare=_reader(job, model), patterns=job.patterns, plan=replace(plan, workers=1))
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)  # what was finished is kept
 
 
 def _own(job: Job) -> Path:

@@ -2,7 +2,7 @@
 
 ISMRMRD   a group with `data` (acquisitions) and `xml`: Cartesian lines in their places, geometry from the headers
 fastMRI   `kspace` [slices, coils, X, Y] or [slices, X, Y], `mask` over Y, `ismrmrd_header`
-.npz      `kspace`, and if they are known `sampled`, `maps`, `noise`, `affine` (4x4, RAS+ mm) or `spacing` (mm)
+.npz      `kspace`, and if they are known `sampled` (or `mask`), `maps`, `noise`, `affine` (4x4, RAS+ mm) or `spacing` (mm)
 .npy      [X, Y], [coils, X, Y] or [slices, coils, X, Y]; what is exactly 0 in all coils was not sampled
 
 X is the readout, Y phase encoding, frequency 0 at N // 2, and the transform to the image is e^{+2 pi i k n / N}.
@@ -106,7 +106,8 @@ def _npz(path: Path, slices: tuple[int, int] | None) -> KSpace:
     if maps is not None:
         maps = np.ascontiguousarray(maps[None] if maps.ndim == 3 else maps, np.complex64)
         maps = maps if slices is None or len(maps) == 1 else maps[slice(*slices)]
-    sampled = _mask(raw["sampled"], data, path, slices) if "sampled" in raw else _nonzero(data)
+    kept = raw.get("sampled", raw.get("mask"))
+    sampled = _nonzero(data) if kept is None else _mask(kept, data, path, slices)
     return KSpace(
         np.where(sampled, data, np.complex64(0)), sampled, path, maps=maps, affine=_affine(raw.get("affine"), path),
         spacing=_spacing(raw.get("spacing"), path), noise=float(raw["noise"]) if "noise" in raw else None,

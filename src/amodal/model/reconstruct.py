@@ -153,9 +153,14 @@ def _scan(model: Model, kspace: KSpace, frame: Frame, name: str) -> tuple[Measur
     (x, y, z) = frame.lines
     measured = oriented(measured.to(device), swap, (x.step < 0, y.step < 0), z.step < 0)
     corner = (_corner(x), _corner(y))
-    sense = _slices(classic.cg_sense, measured).abs().cpu().numpy()
-    window = Window(0.0, Window.of(sense, model.grid.percentiles).hi)
+    window = scale(measured, model.grid.percentiles)
     return dataclasses.replace(measured, corner=corner, window=(window.lo, window.hi)), notes
+
+
+def scale(measured: Measurement, percentiles: tuple[float, float]) -> Window:
+    """The window of what was measured, before the image is known: from 0 to the window's end of the CG-SENSE image."""
+    sense = _slices(classic.cg_sense, measured).abs().cpu().numpy()
+    return Window(0.0, Window.of(sense, percentiles).hi)
 
 
 def _corner(line: Any) -> int:
