@@ -2,7 +2,7 @@
 
 ISMRMRD   a group with `data` (acquisitions) and `xml`: Cartesian lines in their places, geometry from the headers
 fastMRI   `kspace` [slices, coils, X, Y] or [slices, X, Y], `mask` over Y, `ismrmrd_header`
-.npz      `kspace`, and if they are known `sampled` (or `mask`), `maps`, `noise`, `affine` (4x4, RAS+ mm) or `spacing` (mm)
+.npz      `kspace`, and where known `sampled` (or `mask`), `maps`, `noise`, `affine` (4x4, RAS+ mm) or `spacing` (mm)
 .npy      [X, Y], [coils, X, Y] or [slices, coils, X, Y]; what is exactly 0 in all coils was not sampled
 
 X is the readout, Y phase encoding, frequency 0 at N // 2, and the transform to the image is e^{+2 pi i k n / N}.
