@@ -28,7 +28,7 @@ def zero_filled(measured: Measurement) -> Tensor:
 
 def cg_sense(measured: Measurement, weight: float = SENSE_WEIGHT, iterations: int = 30) -> Tensor:
     A = sense(measured)
-    return conjugate_gradients(lambda x: A.H(A(x)) + weight * x, A.H(measured.kspace), None, iterations, 1e-4)
+    return conjugate_gradients(lambda x: A.normal(x) + weight * x, A.H(measured.kspace), None, iterations, 1e-4)
 
 
 def l1_wavelet(measured: Measurement, weight: float | None = None, iterations: int = 100) -> Tensor:

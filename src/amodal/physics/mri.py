@@ -10,6 +10,8 @@ m = mid + gain x, so y - A mid = gain A x + n.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -61,44 +63,75 @@ def window(corner: tuple[int, int], size: tuple[int, int], whole: tuple[int, int
     return Linear(lambda x: x[..., i : i + a, j : j + b], lambda y: torch.nn.functional.pad(y, padding), "window")
 
 
-def observe(measured: Measurement, whole: tuple[int, int]) -> Observation:
+def observe(measured: Measurement, whole: tuple[int, int], spare: float = 0.0) -> Observation:
     """What a measurement says of the image [B, *whole] in [-1, 1] of its modality.
 
     Along an axis that is fully sampled the data are taken to image space, where the transform of the operator cancels
     (it is orthonormal, so that noise stays white and residuals keep their length): phase-encoding lines cost one
     transform a slice, not two. Along the others the origin is moved from the centre to the corner, where the plain FFT
-    has it: multiplications by phases of modulus 1.
+    has it: multiplications by phases of modulus 1. `spare`: see `_compressed`.
     """
     size = (measured.kspace.shape[-2], measured.kspace.shape[-1])
     axes = tuple(axis for axis in PLANE if _varies(measured.sampled, axis))
-    maps = _sensitivities(measured)
-    y = mask(measured.sampled)(measured.kspace)
-    y = centred(y, PLANE, inverse=True)
+    y = centred(mask(measured.sampled)(measured.kspace), PLANE, inverse=True)
     sampled = measured.sampled
     if axes:
         y, sampled = torch.fft.fftn(y, dim=axes, norm="ortho"), torch.fft.ifftshift(sampled, dim=axes)
+    maps, y = _compressed(_sensitivities(measured), y, axes, spare)
     place = window(measured.corner, size, whole)
-    A, B = (mask(sampled) @ _cut(axes) @ magnitude(turn * maps) @ place for turn in (1, 1j))
+    A, B = (_scan(turn * maps, sampled, axes, place) for turn in (1, 1j))
     lo, hi = measured.window
     middle = torch.full((1, *whole), (lo + hi) / 2, device=y.device, dtype=maps.real.dtype)
     gain = (hi - lo) / 2
     y = mask(sampled)(y)
     y = (y - A(middle.expand(len(y), -1, -1))) / gain
-    count, trace = _extent(measured, maps)
+    count, trace = _extent(y, sampled, maps)
     beside = B if measured.quadrature else None
     return Observation(A, y, measured.noise / gain, count, trace, beside, measured.quadrature / gain)
 
 
-def _extent(measured: Measurement, maps: Tensor) -> tuple[Tensor, Tensor]:
+def _scan(maps: Tensor, sampled: Tensor, axes: tuple[int, ...], place: Linear) -> Linear:
+    """Magnitudes to samples along `axes`; A^H A with one mask and one scaling, in place."""
+    one = mask(sampled) @ _cut(axes) @ magnitude(maps) @ place
+    weight = sampled.to(maps.real.dtype) / math.prod(maps.shape[axis] for axis in axes)
+    back = magnitude(maps).H
+
+    def gram(x: Tensor) -> Tensor:
+        seen = maps * place(x)[:, None]
+        if axes:
+            seen = torch.fft.ifftn(torch.fft.fftn(seen, dim=axes).mul_(weight), dim=axes, norm="forward")
+        return place.H(back(seen if axes else seen.mul_(weight)))
+
+    return Linear(one.forward, one.adjoint, one.name, gram)
+
+
+def _compressed(maps: Tensor, y: Tensor, axes: tuple[int, ...], spare: float) -> tuple[Tensor, Tensor]:
+    """Fewer, virtual coils: maps [B or 1, C', X, Y] and data [B, C', X, Y] (Zhang et al. 2013, geometric compression).
+
+    At each place along a fully sampled axis the coils are turned (white noise stays white) so that few of them see
+    nearly all; those that hold at most the part `spare` of the sensitivity there are left out. What is left is still
+    exactly the scan's, only less of it. With 8 coils around a head 5 do, and a correction costs less.
+    """
+    place = {(-1,): "bx", (-2,): "by", PLANE: "b"}.get(axes)
+    if place is None or not spare or maps.shape[1] == 1:
+        return maps, y
+    size, turn = torch.linalg.eigh(torch.einsum(f"bcxy,bdxy->{place}cd", maps, maps.conj()))  # the weakest first
+    share = size.clamp(min=0).cumsum(-1) / size.clamp(min=0).sum(-1, keepdim=True).clamp(min=1e-30)
+    left_out = min(int((share <= spare).flatten(0, -2).sum(1).min()), maps.shape[1] - 1)
+    few = turn[..., left_out:].conj()
+    turned = [torch.einsum(f"bcxy,{place}ck->bkxy", t, few).contiguous() for t in (maps, y)]
+    return turned[0], turned[1]
+
+
+def _extent(y: Tensor, sampled: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Of every slice: how many real numbers were measured, and tr(A^H A); [B] float64.
 
     White noise of an image is white in k-space, so the trace is the energy of the maps times the share sampled.
     """
-    kspace = measured.kspace
-    share = measured.sampled.expand(len(measured.sampled), 1, *kspace.shape[-2:]).double().mean((1, 2, 3))
+    share = sampled.expand(len(sampled), 1, *y.shape[-2:]).double().mean((1, 2, 3))
     energy = (torch.view_as_real(maps).double() ** 2).sum((1, 2, 3, 4))
-    count = 2.0 * share * kspace[0].numel()
-    return count.expand(len(kspace)), (share * energy).expand(len(kspace))
+    count = 2.0 * share * y[0].numel()
+    return count.expand(len(y)), (share * energy).expand(len(y))
 
 
 def _cut(axes: tuple[int, ...]) -> Linear:

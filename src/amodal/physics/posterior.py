@@ -91,7 +91,7 @@ def _nearest(A: Linear, residual: Tensor, weight: float | Tensor, iterations: in
     """argmin_z 1/2 ||A z - residual||^2 + 1/2 ||z||^2 by `weight`."""
 
     def system(z: Tensor) -> Tensor:
-        return A.H(A(z)) + weight * z
+        return A.normal(z) + weight * z
 
     return conjugate_gradients(system, A.H(residual), None, iterations, tolerance)
 
@@ -184,7 +184,7 @@ def white(seen: Observation, gamma: Tensor, iterations: int, tolerance: float) -
     def solve(r: Tensor) -> Tensor:
         b = seen.A.H(r)
         weight = expand(gamma, b)
-        z = conjugate_gradients(lambda v: seen.A.H(seen.A(v)) + weight * v, b, None, iterations, tolerance)
+        z = conjugate_gradients(lambda v: seen.A.normal(v) + weight * v, b, None, iterations, tolerance)
         return (r - seen.A(z)) / (seen.noise**2 + 1e-8)
 
     return solve

@@ -23,6 +23,7 @@ from amodal.physics.posterior import project
 from .test_features import checkpoint
 
 TINY = apt.tiny()
+SHOWN = {"given": 0.8, "known": "held", "net": dataclasses.replace(TINY.net, times=4, concat=4)}
 
 
 def build(**settings):
@@ -87,6 +88,8 @@ def test_presets_build_for_any_modalities(preset):
         ("start=2000", "choose 1 to 1000 for start"),
         ("steps=500", "1 to start"),
         ("guess=best", "choose one of adaptive, random, noise, zero"),
+        ("known=held", "needs given above 0 and net.times=4"),
+        ("given=0.5", "needs given above 0 and net.times=4"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(setting, sentence):
@@ -155,7 +158,83 @@ def test_variances_are_learned_where_the_network_has_room_for_them():
     assert method.complete(batch(1), Rng.of(0, 3)).shape == (3, 4, 16, 16)
 
 
+def test_given_modalities_are_clean_and_the_others_share_a_time():
+    present = torch.ones(2000, 4, dtype=torch.bool)
+    present[:500, 2] = False
+    method, rng = build(**SHOWN, tilt=2.0), Rng.of(0, 2000)
+    part = method._some(present, rng, always=False)
+    t = method._times(part, present, rng)
+    proper = (part != present).any(1)
+    shown = (t == 0).any(1)
+    assert not shown[~proper].any() and shown[proper].float().mean().item() == pytest.approx(0.8, abs=0.04)
+    assert torch.equal(t[shown] == 0, part[shown])
+    top = t.max(1).values
+    assert all(set(row.tolist()) <= {0.0, high.item()} for row, high in zip(t, top)) and top.min() >= 1
+    assert (top <= 250).float().mean().item() == pytest.approx(0.5, abs=0.04)  # u ** 2 < 1 / 4: half of all u
+    plain = build(tilt=1.0)._times(part, present, Rng.of(1, 2000))
+    assert plain.shape == (2000,) and (plain <= 250).float().mean().item() == pytest.approx(0.25, abs=0.04)
+
+
+def test_what_is_given_does_not_count_in_the_loss():
+    """With modalities 1 to 3 shown clean the loss is that of modality 0 alone."""
+    method, data, found = build(**{**SHOWN, "given": 1.0}, subsets=1.0), batch(n=3), []
+    method._some = lambda present, rng, always: torch.tensor([False, True, True, True]).expand_as(present)
+    kept = method.prior.net.forward
+    method.prior.net.forward = lambda x, label, tokens: found.append((x, label)) or kept(x, label, tokens)
+    loss = method._predict(data, Rng.of(0, 3))
+    ((x, label),) = found
+    assert torch.equal(x[:, 1:], data.images[:, 1:]) and (label[:, 1:] == -1).all() and (label[:, 0] >= 0).all()
+    again = method.prior.process.at(label + 1)
+    rng = Rng.of(0, 3)
+    rng.uniform(2)
+    alpha, sigma = (v[:, :, None, None] for v in again)
+    eps = rng.normal_like(data.images)
+    tokens = method.fusion(method.encoder(data.images), torch.tensor([[False, True, True, True]] * 3))
+    out = kept(x, label, tokens)
+    assert loss.item() == pytest.approx(
+        ((out - (alpha * eps - sigma * data.images))[:, 0] ** 2).mean().item(), rel=1e-5
+    )
+
+
 # inference
+
+
+def test_known_modalities_are_held_at_time_zero_and_shown_once_more():
+    method, data, seen = build(**SHOWN, unroll=1), batch(1), []
+    unet = method.prior.net.unet
+    kept = unet.forward
+    unet.forward = lambda x, t, concat, tokens: seen.append((x, t, concat)) or kept(x, t, concat, tokens)
+    made = method.complete(data, Rng.of(0, 3))
+    known = [0, 2, 3]
+    assert torch.equal(made[:, known], data.images[:, known]) and len(seen) == TINY.steps + 1
+    for x, t, concat in seen:
+        assert torch.equal(x[:, known], data.images[:, known]) and (t[:, known] == -1).all()
+        assert torch.equal(concat[:, known], x[:, known]) and (concat[:, 1] == 0).all() and (t[:, 1] >= 0).all()
+    assert seen[0][1][0, 1] == TINY.start - 1
+
+
+def test_the_same_prior_can_noise_what_is_known():
+    data = batch(1)
+    noised, held = build(**{**SHOWN, "known": "noised"}), build(**SHOWN)
+    assert not torch.equal(noised.complete(data, Rng.of(0, 3)), held.complete(data, Rng.of(0, 3)))
+
+
+def test_a_modality_known_in_part_comes_back_and_chunks_do_not_show():
+    present = torch.ones(3, 4, 16, 16, dtype=torch.bool)
+    present[:, 1], present[1, 2, :8] = False, False
+    data = Batch(stack(), present)
+    a, b = (build(**SHOWN, chunk=c).complete(data, Rng.of(0, 3)) for c in (16, 1))
+    assert torch.equal(a, b) and torch.equal(a[present], data.images[present])
+
+
+def test_noise_of_neighbouring_slices_is_coupled():
+    """The same slice ten times: what is made differs between slices by its noise alone."""
+    data = Batch(stack(1).expand(10, -1, -1, -1), batch(1, n=10).present)
+    free, coupled = (
+        build(coupling=c, start=900, guess="noise").complete(data, Rng.of(0, 10))[:, 1].diff(dim=0).square().mean()
+        for c in (0.0, 3.0)
+    )
+    assert coupled < 0.3 * free
 
 
 def test_guidance_off_is_plain_sampling_to_the_bit():

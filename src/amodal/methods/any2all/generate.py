@@ -8,29 +8,16 @@ share noise, in the start and in every ancestral step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from ...core.contract import Progress
 from ...core.rng import Rng
+from ...diffusion.coupling import couple
 from ...diffusion.denoiser import Denoise
 from ...diffusion.process import Process
 from ...diffusion.samplers import ddim, multistep
-from .slices import correlate
 
 BEGIN = 0.35  # alpha of the time at which an outline is joined with noise
-
-
-@dataclass(frozen=True)
-class Coupled:
-    """Random numbers of a volume's slices [Z, ...], neighbours alike over `length` slices."""
-
-    rng: Rng
-    length: float
-
-    def normal_like(self, x: Tensor) -> Tensor:
-        return correlate(self.rng.normal_like(x), self.length)
 
 
 def begin_time(process: Process, alpha: float = BEGIN) -> Tensor:
@@ -54,5 +41,5 @@ def draw(
         alpha, sigma = process.at(begin.to(noise.device))
         noise = alpha * outline + sigma * noise
     if eta > 0:
-        return ddim(denoise, process, noise, times, Coupled(rng, coupling), eta, progress)  # type: ignore[arg-type]
+        return ddim(denoise, process, noise, times, couple(rng, coupling), eta, progress)
     return multistep(denoise, process, noise, times, progress)

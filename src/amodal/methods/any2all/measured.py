@@ -7,7 +7,6 @@ MPS follows the gradient of all that is known; where the prior sees clean modali
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,8 +20,8 @@ from ...physics.linear import Linear, mask
 from ...physics.mri import check, observe
 from ...physics.posterior import Observation, channel, gradient, project, proximal, trust, white
 
-ITERATIONS, TOLERANCE = 12, 1e-3  # of the conjugate gradients in a step; more change no image by more than its noise
-PULLS = 2  # conjugate gradients through the network in a step of MPS
+SPARE = 1e-3  # of the coils' sensitivity, for fewer of them to compute
+ITERATIONS, TOLERANCE = 10, 1e-3  # of the conjugate gradients in a step; more change no image by more than its noise
 EARLY = 0.7  # alpha below which the Jacobian is not trusted
 BRIGHTEST = 1.5  # of a measured image, whose window ends at 1
 Measured = Mapping[int, Measurement]  # by the index of the modality
@@ -50,7 +49,7 @@ def measured(batch: Batch, modalities: Sequence[str]) -> Measured:
 def decompose(denoise: Denoise, process: Process, given: Measured, whole: tuple[int, int]) -> Denoise:
     """MDS: the proximal correction of each measured modality."""
     for m, measurement in given.items():
-        seen = observe(measurement, whole)
+        seen = observe(measurement, whole, SPARE)
 
         def bend(one: Denoise, seen: Observation = seen) -> Denoise:
             return proximal(one, process, seen, trust(process), ITERATIONS, TOLERANCE)
@@ -61,14 +60,14 @@ def decompose(denoise: Denoise, process: Process, given: Measured, whole: tuple[
 
 def follow(
     denoise: Denoise, process: Process, given: Measured, present: Tensor, images: Tensor, held: bool,
-    iterations: int = PULLS,
+    iterations: int = 2,
 ) -> Denoise:  # fmt: skip
     """MPS: the gradient of the misfit of all measurements, and of the clean modalities unless they are `held`.
 
     While there is little signal in x_t the Jacobian of a trained network says nothing, and the covariance of the
     prediction is taken as white: there MPS is MDS.
     """
-    plain = [observe(each, (images.shape[-2], images.shape[-1])) for each in given.values()]
+    plain = [observe(each, (images.shape[-2], images.shape[-1]), SPARE) for each in given.values()]
     parts = [_of_modality(seen, m, images.shape[1]) for m, seen in zip(given, plain)]
     known = not held and bool(present.any())
     if known:
@@ -94,14 +93,6 @@ def follow(
         return corrected(x, t) if alpha < EARLY else pulled(x, t)
 
     return bent
-
-
-def _inflated(seen: Observation) -> Observation:
-    """The observation with what is beside the image counted as white noise of the same energy."""
-    if seen.beside is None or seen.count is None or seen.trace is None:
-        return seen
-    more = float((seen.trace / seen.count).mean()) * seen.loose**2
-    return replace(seen, noise=(seen.noise**2 + more) ** 0.5, beside=None, loose=0.0)
 
 
 def _of_modality(seen: Observation, m: int, modalities: int) -> Observation:

@@ -1,4 +1,4 @@
-"""Coupling the slices of a volume, which a 2-D prior would otherwise treat as strangers (stripes through the plane)."""
+"""Drawing the slices of a volume together, which a 2-D prior would otherwise treat as strangers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,6 @@ from torch import Tensor
 
 from ...diffusion.denoiser import Denoise
 from ...diffusion.process import Process
-
-
-def correlate(noise: Tensor, length: float) -> Tensor:
-    """Noise [Z, ...], each slice standard normal still, neighbours alike over a Gaussian of `length` slices."""
-    if length <= 0 or len(noise) == 1:
-        return noise
-    z = torch.arange(len(noise), dtype=noise.dtype, device=noise.device)
-    weights = torch.exp(-0.5 * ((z[:, None] - z[None]) / length) ** 2)
-    weights = weights / weights.norm(dim=1, keepdim=True)  # unit variance at the ends too
-    return (weights @ noise.flatten(1)).reshape(noise.shape)
 
 
 def smooth(denoise: Denoise, process: Process, strength: float) -> Denoise:

@@ -23,6 +23,7 @@ from ...core.contract import Batch, Player, Progress, Stage, share
 from ...core.errors import InputError
 from ...core.rng import Rng
 from ...diffusion.bends import chunked, clip
+from ...diffusion.coupling import correlate
 from ...diffusion.denoiser import Denoise, Denoiser, Prediction
 from ...diffusion.process import DDPM, Schedule
 from ...diffusion.samplers import ddim, heun, multistep, repaint
@@ -32,7 +33,7 @@ from ...physics.posterior import Observation, gradient, hold, project
 from .generate import draw
 from .measured import Measured, decompose, follow, measured
 from .network import StackNet
-from .slices import correlate, smooth
+from .slices import smooth
 
 FAST = 20  # steps from k-space, where nothing else is asked for
 
@@ -47,7 +48,8 @@ class Config:
     none are): an input unlike those of training then spoils a part of the image only. `alone`: part of the
     training in which nothing is given, for what is generated or reconstructed without any clean modality. `tilt`: times
     are drawn as u ** tilt of the whole, u uniform: below 1 more of the noisy end, where what is made is decided; above
-    1 more of the other, where what is drawn loses its last noise.
+    1 more of the other, where what is drawn loses its last noise. `pulls`: gradients through the network in a step of
+    MPS towards k-space (the paper takes 1).
     """
 
     modalities: tuple[str, ...]
@@ -68,6 +70,7 @@ class Config:
     leave_out: float = 0.0
     alone: float = 0.0
     tilt: float = 0.6
+    pulls: int = 2
 
 
 class Any2all(nn.Module):
@@ -221,7 +224,7 @@ class Any2all(nn.Module):
         if hold_them:
             prior = hold(prior, present[..., :1, :1], images, process.end)
         if self.config.posterior == "mps":
-            return follow(prior, process, given, present, images, hold_them)
+            return follow(prior, process, given, present, images, hold_them, self.config.pulls)
         prior = prior if hold_them else project(prior, present, images)
         return decompose(prior, process, given, (images.shape[-2], images.shape[-1]))
 

@@ -57,10 +57,10 @@ def published(which: str = "brats") -> Config:
 
 
 def small() -> Config:
-    """A network that runs at half resolution, with an encoder of its own."""
+    """A network that runs at half resolution, with an encoder of its own; what is known is shown clean."""
     return Config(
-        BRAIN, _unet(4, (32, 64, 96, 128), 32, 96, 16), FeatureConfig(share=0.07), prediction="v", ranking="error",
-        unroll=10,
+        BRAIN, _unet(4, (32, 64, 96, 128), 32, 96, 16, shown=True), FeatureConfig(share=0.05), prediction="v",
+        given=0.8, tilt=1.3, known="held", ranking="error", unroll=10, coupling=3.0,
     )  # fmt: skip
 
 
@@ -72,9 +72,15 @@ def tiny() -> Config:
     return Config(BRAIN, net, features, prediction="v", steps=4, unroll=4, near=100, memory=64)
 
 
-def _unet(n: int, channels: tuple[int, ...], head_size: int, tokens: int, groups: int) -> UNetConfig:
+def _unet(
+    n: int, channels: tuple[int, ...], head_size: int, tokens: int, groups: int, shown: bool = False
+) -> UNetConfig:
+    """`shown`: for a prior that is shown what is known clean, a time a modality and the clean ones once more."""
     attention = (False,) * len(channels)  # the middle always attends
-    return UNetConfig(n, n, channels, 1, attention, head_size, patch=2, tokens=tokens, groups=groups)
+    times, concat = (n, n) if shown else (1, 0)
+    return UNetConfig(
+        n, n, channels, 1, attention, head_size, patch=2, times=times, tokens=tokens, concat=concat, groups=groups
+    )
 
 
 PRESETS = {
@@ -101,7 +107,10 @@ def for_modalities(config: Config, names: Sequence[str]) -> Config:
     """The config for other modalities than its own: as many channels as there are modalities."""
     n = len(names)
     each = config.net.out_channels // config.net.in_channels
-    return replace(config, modalities=tuple(names), net=replace(config.net, in_channels=n, out_channels=each * n))
+    net = replace(config.net, in_channels=n, out_channels=each * n)
+    if config.given:
+        net = replace(net, times=n, concat=n)
+    return replace(config, modalities=tuple(names), net=net)
 
 
 def networks(config: Config) -> dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]]:

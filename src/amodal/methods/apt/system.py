@@ -19,11 +19,12 @@ from ...core.contract import Batch, Player, Progress, Stage
 from ...core.errors import InputError
 from ...core.rng import Rng
 from ...diffusion.bends import chunked, clip
-from ...diffusion.denoiser import Denoise, Denoiser, Prediction
+from ...diffusion.coupling import couple
+from ...diffusion.denoiser import Denoise, Denoiser, Prediction, expand
 from ...diffusion.process import DDPM, Schedule
 from ...nn.unet import UNetConfig
 from ...physics.linear import mask
-from ...physics.posterior import Observation, gradient, project
+from ...physics.posterior import Observation, gradient, hold, project
 from .codebook import CURVES, Codebook, Ranking, prior
 from .features.encoder import Encoder
 from .features.fusion import Fusion, contrast, subset
@@ -59,8 +60,12 @@ class Config:
     stage 1 begins with. `ranking`: sources by the features' votes (the paper) or by their error. `retrieve`: take the
     curves and scales of so many most similar training slices in place of the table's (0). `guidance`: "pull", the
     gradient step of Eq. 4 with `strength` alpha; "exact", the step that needs no strength; "none". `subsets`: how often
-    in training the prior's features come from a random subset of the modalities, as they do in use. `spacing`: range
-    of millimetres between voxels in the slice. `chunk`: slices per evaluation.
+    in training the prior's features come from a random subset of the modalities, as they do in use. `given`: how often
+    the prior is shown that subset clean, at time 0, with all others noised (0: never, the paper); such a prior can be
+    used with `known`="held", which shows it modalities that are known as they are, in place of noising them with the
+    rest and pulling. `tilt`: training times are drawn as u ** tilt of the whole, u uniform: above 1 more of the small
+    ones, where inference begins. `coupling`: how far the noise of neighbouring slices is alike (SD in slices, 0
+    independent). `spacing`: range of millimetres between voxels in the slice. `chunk`: slices per evaluation.
     """
 
     modalities: tuple[str, ...]
@@ -71,6 +76,9 @@ class Config:
     schedule: Schedule = "linear"
     prediction: Prediction = "noise"
     subsets: float = 0.75
+    given: float = 0.0
+    tilt: float = 1.0
+    known: Literal["noised", "held"] = "noised"
     start: int = 400
     steps: int = 20
     near: int = 40
@@ -82,6 +90,7 @@ class Config:
     memory: int = 256
     guidance: Literal["pull", "exact", "none"] = "pull"
     strength: float = 20.0
+    coupling: float = 0.0
     spacing: tuple[float, float] = (0.7, 1.6)
     chunk: int = 16
 
@@ -95,6 +104,11 @@ class Config:
         if self.net.tokens != self.features.vit.outputs:
             raise InputError(
                 f"net.tokens={self.net.tokens}: features are {self.features.vit.outputs} wide; give that number."
+            )
+        if self.net.times != (n if self.given else 1) or (self.known == "held" and not self.given):
+            raise InputError(
+                f"given={self.given}, known={self.known}, net.times={self.net.times}: a prior that is shown known "
+                f"modalities clean needs given above 0 and net.times={n}; any other has net.times=1 and known=noised."
             )
         if not (0 < self.start <= self.timesteps and 0 < self.near <= self.start and 0 < self.steps <= self.start):
             raise InputError(
@@ -165,7 +179,17 @@ class APT(nn.Module):
         learns_variance = self.config.net.out_channels > len(self.modalities)
         if learns_variance:
             return variance_loss(self.prior, images, rng, tokens, where)
-        return self.prior.loss(images, rng, tokens, where=where)
+        t = self._times(part, present, rng)
+        return self.prior.loss(images, rng, tokens, t=t, where=where & (expand(t, images) > 0))
+
+    def _times(self, part: Tensor, present: Tensor, rng: Rng) -> Tensor:
+        """One time a sample [B]; or [B, M], 0 for the modalities of `part` in samples that are shown them clean."""
+        u = rng.uniform(2).to(present.device)
+        t = self.prior.process.draw(u[:, 0] ** self.config.tilt)
+        if self.config.given == 0:
+            return t
+        clean = part & (u[:, 1] < self.config.given)[:, None] & ~(part == present).all(1, keepdim=True)
+        return torch.where(clean, torch.zeros_like(t)[:, None], t[:, None])
 
     def _some(self, present: Tensor, rng: Rng, always: bool) -> Tensor:
         """A random subset of what is present [B, M]; without `always` only now and then (`subsets`)."""
@@ -218,21 +242,25 @@ class APT(nn.Module):
         if not present.any():
             raise InputError("nothing of this subject is there; give at least one modality.")
         images = torch.where(present, images, torch.full_like(images, -1.0)).float()
-        parts = (config.steps, config.unroll)
+        parts, noise = (config.steps, config.unroll), couple(rng, config.coupling)
         with torch.no_grad():
             tokens = self._tokens(images, present)
             guess = torch.where(present, images, self._guess(images, present, rng))
             denoise = chunked(lambda part: self._bent(images[part], present[part], tokens[part]), config.chunk)
-            x0 = stage1(denoise, process, guess, config.start, config.steps, rng, _part(progress, parts, 0))
+            x0 = stage1(denoise, process, guess, config.start, config.steps, noise, _part(progress, parts, 0))
             if config.unroll:
                 stride = max(1, round(config.start / config.steps))
                 x0 = stage2(denoise, process, x0, min(config.near, config.start), stride, config.unroll, config.weight,
-                            rng, _part(progress, parts, 1))  # fmt: skip
+                            noise, _part(progress, parts, 1))  # fmt: skip
         return torch.where(present, batch.images, x0.clamp(-1, 1).to(batch.images.dtype))
 
     def _bent(self, images: Tensor, present: Tensor, tokens: Tensor) -> Denoise:
-        """The prior of some slices: clipped, pulled towards what is known, and replaced where it is known."""
+        """The prior of some slices, clipped, and replaced where it is known: either shown modalities that are known as a
+        whole, or pulled towards all that is known."""
         plain = clip(lambda x, t: self.prior(x, t, tokens))
+        if self.config.known == "held":
+            whole = present.flatten(2).all(2)[..., None, None]
+            return hold(project(plain, present, images), whole, images, self.prior.process.end)
         bends: dict[str, Callable[[], Denoise]] = {
             "pull": lambda: pull(plain, present, images, self.config.strength),
             "exact": lambda: clip(gradient(plain, self.prior.process, Observation(mask(present), images * present))),
@@ -255,7 +283,9 @@ class APT(nn.Module):
         """What stage 1 begins with, [B, M, X, Y]."""
         config, book = self.config, self.codebook
         if config.guess in ("noise", "zero"):
-            return torch.zeros_like(images) if config.guess == "zero" else rng.normal_like(images)
+            return (
+                torch.zeros_like(images) if config.guess == "zero" else couple(rng, config.coupling).normal_like(images)
+            )
         if config.guess == "random":
             return torch.stack(
                 [self._random(i, p, u) for i, p, u in zip(images, present, rng.uniform(2, len(images[0])))]
