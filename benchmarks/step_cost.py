@@ -64,9 +64,7 @@ def row(t: int, prior: Denoise, corrected: Denoise, x: Tensor, rounds: int) -> d
     alone, both = (1e3 * statistics.median(p) for p in zip(*pairs))
     ratios = sorted(b / a for a, b in pairs)
     ratio, low, high = (round(r, 3) for r in (statistics.median(ratios), ratios[0], ratios[-1]))
-    print(
-        f"t = {t:4}: network {alone:6.1f} ms, corrected step {both:6.1f} ms, ratio {ratio:.2f} ({low:.2f} to {high:.2f})"
-    )
+    print(f"t = {t:4}: network {alone:6.1f} ms, corrected {both:6.1f} ms, {ratio:.2f} ({low:.2f} to {high:.2f})")
     return {"time": t, "network_ms": round(alone, 1), "step_ms": round(both, 1), "ratio": ratio, "range": [low, high]}
 
 

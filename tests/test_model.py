@@ -400,9 +400,9 @@ def test_a_hub_entry_that_is_no_model_is_refused(hub, folder):
 
 
 def test_the_default_model_is_the_one_that_comes_along(folder, monkeypatch, hub):
-    monkeypatch.setattr(module.files, "DEFAULT", folder)
+    monkeypatch.setitem(module.files.SHIPPED, "default", folder)
     assert load("default", device="cpu").id == "default" == load(device="cpu").id
-    monkeypatch.setattr(module.files, "DEFAULT", folder / "not there")
+    monkeypatch.setitem(module.files.SHIPPED, "default", folder / "not there")
     with pytest.raises(InputError, match="default is no model"):
         load("default")
     assert hub == []

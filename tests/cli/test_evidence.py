@@ -114,7 +114,7 @@ def test_the_default_model_is_calibrated_as_a_copy(run, five, model, tmp_path, m
     from amodal.cli import evidence
     from amodal.model import files
 
-    monkeypatch.setattr(files, "DEFAULT", model)
+    monkeypatch.setitem(files.SHIPPED, "default", model)
     before = (model / "model.json").read_bytes()
     job = evidence.Job(dataset=five, models=("default",), out=tmp_path / "out")
     assert evidence._own(job) == tmp_path / "out" / "model"

@@ -290,6 +290,21 @@ def test_windows_are_affine():
     torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
 
 
+def test_what_is_missing_is_at_last_its_posterior_mean():
+    """One image: the missing is what `complete` makes of the reconstruction in one step. Of several draws, none is."""
+    method, images = build(), stack()
+    batch = Batch(images, present("T1w"), measurement={"FLAIR": measured_flair(images)})
+    out = method.complete(batch, Rng.of(0, 2))
+    alone = any2all.build(method.config)
+    alone.load_state_dict(method.state_dict())
+    alone.config = dataclasses.replace(method.config, steps=1, solver="multistep", finish=False)
+    again = alone.eval().complete(Batch(out, present("T1w", "FLAIR")), Rng.of(0, 2).fork("finish"))
+    assert torch.equal(out, again)
+    method.config = method.measuring(3, samples=2)
+    drawn = method.complete(batch, Rng.of(0, 2))
+    assert torch.equal(drawn[:, 3], out[:, 3]) and not torch.equal(drawn[:, 1], out[:, 1])
+
+
 def test_the_settings_for_kspace():
     assert build().config.solver == "ddim" and build().config.eta == 1.0 and build().config.steps == 3
     method = any2all.build(any2all.tiny())

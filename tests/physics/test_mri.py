@@ -192,3 +192,47 @@ def test_a_batch_moves_and_slices_its_measurements():
     part = one[1:2]
     assert len(part) == 1 and torch.equal(part.kspace, one.kspace[1:]) and torch.equal(part.phase, one.phase[1:])
     assert part.maps is one.maps and part.sampled is one.sampled and part.window == one.window
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_normal_operator_is_both_in_turn(name):
+    A, before, _, complex_ = OPERATORS[name]
+    x = normal(2, *before, complex_=complex_)
+    kept = x.clone()
+    torch.testing.assert_close(A.normal(x), A.H(A(x)))
+    assert torch.equal(x, kept)  # nothing is done in place that the caller would notice
+
+
+def coils_of_few(rank):
+    """Maps of 3 coils that are mixtures of `rank` at every x, another mixture at each."""
+    mix = normal(11, X, C, rank)
+    few = normal(12, 1, rank, X, Y)
+    return torch.einsum("xck,bkxy->bcxy", mix, few)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_virtual_coils_keep_all_that_coils_know(rank):
+    """Where three coils are mixtures of fewer, the fewer say the same: A^H A, A^H y, and noise of the same level."""
+    truth = normal(3, B, X, Y, complex_=False)
+    many = coils_of_few(rank)
+    kspace = mask(LINES)(sense(measurement(maps=many, phase=None))(truth + 0j))
+    one = measurement(maps=many, phase=None, kspace=kspace, window=(-1.0, 1.0))
+    plain, few = observe(one, (X, Y)), observe(one, (X, Y), spare=1e-9)
+    assert few.y.shape[1] == rank and plain.y.shape[1] == C
+    x = normal(4, B, X, Y, complex_=False)
+    torch.testing.assert_close(few.A.normal(x), plain.A.normal(x))
+    torch.testing.assert_close(few.A.H(few.y), plain.A.H(plain.y))
+    torch.testing.assert_close(few.trace, plain.trace)
+    torch.testing.assert_close(few.count * C, plain.count * rank)
+    assert few.noise == plain.noise
+
+
+@pytest.mark.parametrize("pattern", ["lines", "rows", "plane"])
+def test_virtual_coils_are_less_of_the_same_scan(pattern):
+    """However many are left out, what is left is explained by the true image to the noise that was there: none."""
+    truth = normal(3, B, X, Y, complex_=False)
+    clean = measurement(pattern, phase=None, window=(-1.0, 1.0))
+    one = dataclasses.replace(clean, kspace=sense(clean)(truth + 0j))
+    few = observe(one, (X, Y), spare=0.4)
+    assert few.y.shape[1] < C
+    torch.testing.assert_close(few.A(truth), few.y)

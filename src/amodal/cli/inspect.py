@@ -27,9 +27,11 @@ def inspect(
     debug: options.Debug = False,
 ) -> int:
     """Say what is there, what is missing, and what could be made."""
-    if not path.exists() and str(path) != "default":
+    from .. import model as models
+
+    if not path.exists() and str(path) not in models.SHIPPED:
         raise InputError(f"{path}: no such file or folder; check the path.")
-    if str(path) == "default" or (path / MODEL).is_file():
+    if str(path) in models.SHIPPED or (path / MODEL).is_file():
         found, show = _model(str(path)), _show_model
     elif path.is_dir():
         found, show = _dataset(path, model), _show_dataset
@@ -128,7 +130,7 @@ def _perceived(path: Path, name: str) -> list[dict[str, Any]]:
     from ..data import layouts, nifti
     from ..preprocess.align import prepare
 
-    if models.is_model(path) or str(path) == "default":
+    if models.is_model(path) or str(path) in models.SHIPPED:
         return []
     model = models.load(name)
     if path.is_file():

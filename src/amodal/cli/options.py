@@ -29,7 +29,9 @@ Report = Annotated[
 ]
 Debug = Annotated[bool, _flag("--debug", help="Show the stack trace of an error.")]
 
-ModelName = Annotated[str, typer.Option("--model", help="default, a model's folder, or a Hugging Face id.")]
+ModelName = Annotated[
+    str, typer.Option("--model", help="default, five-contrasts, a model's folder, or a Hugging Face id.")
+]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Sampling steps; default: the model's own number.")]
 Sampler = Annotated[
     str | None, typer.Option("--sampler", metavar="mds|mps", help="Keep what is known in place, or pull towards it.")

@@ -5,10 +5,10 @@ intervals what its SD maps are worth, as `amodal evaluate --calibrate` found it
 files     what a model's folder holds, checked before anything of it is believed
 slices    missing slices of one stack, and denser stacks
 perceive  what a model that perceives completeness sees in a study
-store     load: from a folder, the default, or a hub
+store     load: by the name of one that comes along, from a folder or a hub
 """
 
-from .files import DEFAULT, FORMAT, describe, is_model
+from .files import FORMAT, SHIPPED, describe, is_model
 from .intervals import Calibration, into_card, of_card
 from .perceive import PERCEIVING, perceive, perceive_stack
 from .slices import complete_slices
@@ -16,9 +16,9 @@ from .store import build, load
 from .system import Completion, Model
 
 __all__ = [
-    "DEFAULT",
     "FORMAT",
     "PERCEIVING",
+    "SHIPPED",
     "Calibration",
     "Completion",
     "Model",

@@ -19,7 +19,7 @@ from ..core.errors import InputError
 from ..data.nifti import sha256
 
 FORMAT = 1
-DEFAULT = Path(__file__).parents[1] / "models" / "default"
+SHIPPED = {name: Path(__file__).parents[1] / "models" / name for name in ("default", "five-contrasts")}
 WEIGHTS, ABOUT = "weights.safetensors", "model.json"
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npy", ".npz")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
@@ -53,9 +53,12 @@ def is_hub(where: str | Path) -> bool:
 
 
 def find(where: str | Path) -> Path:
-    folder = DEFAULT if where == "default" else _fetch(str(where)) if is_hub(where) else Path(where)
+    folder = SHIPPED.get(str(where)) or (_fetch(str(where)) if is_hub(where) else Path(where))
     if not is_model(folder):
-        raise InputError(f"{where} is no model; give a folder with model.json and weights.safetensors, or `default`.")
+        raise InputError(
+            f"{where} is no model; give a folder with model.json and weights.safetensors, or one of "
+            f"{', '.join(SHIPPED)}."
+        )
     return folder
 
 

@@ -96,7 +96,7 @@ def reconstruct(
         scans[name], said = _scan(model, kspace, frame, name)
         notes += [f"{name}: {note}" for note in (*kspace.notes, *said)]
     method = model._with(posterior=sampler)
-    method.config = method.measuring(steps)
+    method.config = method.measuring(steps, samples)
     draws = [_draw(model, method, given, frame, scans, seed, k, share(progress, k, samples)) for k in range(samples)]
     mean, spread = _moments(draws)
     windows = {name: Window(*scan.window) for name, scan in scans.items()}

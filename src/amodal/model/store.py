@@ -23,9 +23,11 @@ from .system import Model
 
 
 def load(where: str | Path = "default", *, device: str = "auto", precision: str = "auto") -> Model:
-    """A model by name: `default`, a folder, or a Hugging Face hub id `owner/name[@revision]` (the only case that asks
-    the network). InputError if the folder holds a pickle, another format version, or weights whose sha256 is not the
-    stated one."""
+    """A model by name: `default` or `five-contrasts`, a folder, or a Hugging Face hub id `owner/name[@revision]`.
+
+    Only the last asks the network. InputError if the folder holds a pickle, another format version, or weights whose
+    sha256 is not the stated one.
+    """
     folder = files.find(where)
     about = files.read(folder)
     method = build(about)
@@ -45,7 +47,7 @@ def load(where: str | Path = "default", *, device: str = "auto", precision: str 
         name=about["method"], method=method, grid=from_dict(Grid, about["grid"]), card=about["card"],
         windows={k: (float(lo), float(hi)) for k, (lo, hi) in about["windows"].items()}, sha256=about["sha256"],
         outlines=outlines, quantities={k: from_dict(Window, v) for k, v in about.get("quantities", {}).items()},
-        id=str(where) if folder == files.DEFAULT or files.is_hub(where) else folder.name,
+        id=str(where) if str(where) in files.SHIPPED or files.is_hub(where) else folder.name,
         precision="bf16" if half else "fp32",
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ for every subset of clean modalities and learns from subjects that lack some; a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -49,7 +50,8 @@ class Config:
     training in which nothing is given, for what is generated or reconstructed without any clean modality. `tilt`: times
     are drawn as u ** tilt of the whole, u uniform: below 1 more of the noisy end, where what is made is decided; above
     1 more of the other, where what is drawn loses its last noise. `pulls`: gradients through the network in a step of
-    MPS towards k-space (the paper takes 1).
+    MPS towards k-space (the paper takes 1). `finish`: beside k-space, what is missing is at the end estimated anew, as
+    the posterior mean given what was reconstructed: one image then, not a draw.
     """
 
     modalities: tuple[str, ...]
@@ -71,6 +73,7 @@ class Config:
     alone: float = 0.0
     tilt: float = 0.6
     pulls: int = 2
+    finish: bool = False
 
 
 class Any2all(nn.Module):
@@ -148,13 +151,13 @@ class Any2all(nn.Module):
             return max(config.steps, 50)  # the pull towards the known needs room
         return 1 if samples == 1 and config.times == "own" else config.steps
 
-    def measuring(self, steps: int | None = None) -> Config:
+    def measuring(self, steps: int | None = None, samples: int = 1) -> Config:
         """The settings for k-space: stochastic DDIM (eta as set, or 1), 20 steps unless told.
 
         New noise in every step lets errors that the data cannot see, because of aliasing, die out.
         """
-        config = self.config
-        return replace(config, solver="ddim", eta=config.eta or 1.0, steps=steps or FAST)
+        config, finish = self.config, samples == 1 and self.config.times == "own"
+        return replace(config, solver="ddim", eta=config.eta or 1.0, steps=steps or FAST, finish=finish)
 
     def complete(self, batch: Batch, rng: Rng, progress: Progress | None = None) -> Tensor:
         """Fill in a volume's slices [Z, M, X, Y]; what is present comes back bit for bit."""
@@ -179,7 +182,14 @@ class Any2all(nn.Module):
                 made = self._solve(denoise, noise, own, share(progress, k, draws)).flip(axes)
                 x0 += made * (weights[k] / sum(weights))
         x0[:, list(given)] = x0[:, list(given)].clamp(min=-1)  # magnitudes
-        return torch.where(present, images, x0.to(images.dtype))
+        x0 = torch.where(present, images, x0.to(images.dtype))
+        known = present.clone()
+        known[:, list(given)] = True
+        if not config.finish or not given or known.all():
+            return x0
+        last = copy(self)
+        last.config = replace(config, steps=1, posterior="mds", solver="multistep", finish=False)
+        return last.complete(Batch(x0, known, batch.metadata), rng.fork("finish"))
 
     @torch.inference_mode()
     def generate(
