@@ -36,7 +36,7 @@ NAMES = ("T1w", "CT", "PET")
 def study(index: int) -> Study:
     """Ellipsoids, wide ones of even index and narrow ones of odd."""
     wide = 0.9 if index % 2 else 0.5
-    x = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in (48, 48, 18)], indexing="ij"))
+    x = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in (48, 48, 20)], indexing="ij"))
     inside = (x[0] / wide) ** 2 + x[1] ** 2 + x[2] ** 2 < 0.8
     images = {"T1w": 500 * inside + index, "CT": np.where(inside, 40.0, -1000.0), "PET": 5.0 * inside}
     volumes = {name: Volume(data.astype(np.float32), np.diag([1.5, 1.5, 2, 1])) for name, data in images.items()}
@@ -65,14 +65,14 @@ def model(cache, tmp_path_factory) -> Path:
 
 def test_outlines_are_means_of_alike_subjects(cache):
     found = Outlines.of(cache, groups=2)
-    assert found is not None and found.stacks.shape == (2, 3, 8, 8, 3)
+    assert found is not None and found.stacks.shape == (2, 3, 12, 12, 5)
     assert sorted(found.share.tolist()) == pytest.approx([5 / 11, 6 / 11])
     assert found.spacing.tolist() == pytest.approx([1.5, 1.5, 2.0])
     widths = [int(((stack > -0.97).any(0)).any((1, 2)).sum()) for stack in found.stacks]
     assert widths[0] != widths[1]  # not mixed
     kind = int(found.share.argmax())
     rows = [cache.stack(f"sub-{i}")[0] for i in range(0, 11, 2)]
-    mean = np.mean(rows, axis=0).reshape(3, 8, FACTOR, 8, FACTOR, 3, FACTOR).mean((2, 4, 6))
+    mean = np.mean(rows, axis=0).reshape(3, 12, FACTOR, 12, FACTOR, 5, FACTOR).mean((2, 4, 6))
     assert found.stacks[kind].numpy() == pytest.approx(mean, abs=1e-5)
     full = found.draw(3)
     assert full.shape[0] == 3 and full.shape[1] % 16 == 0 and full.shape[2] % 16 == 0
@@ -98,8 +98,8 @@ def test_what_is_drawn_follows_the_prior():
 
 def test_an_outline_moves_what_is_drawn_and_its_time_is_where_it_says():
     process = DDPM(1000, "cosine")
-    t = begin_time(process, 0.35)
-    assert process.at(t)[0] >= 0.35 > process.at(t + 1)[0]
+    t = begin_time(process, 0.6)
+    assert process.at(t)[0] >= 0.6 > process.at(t + 1)[0]
     truth = world(process)
     noise = torch.zeros(1, *truth.shape)
     outline = truth.mean.reshape(1, *truth.shape).float()

@@ -13,8 +13,8 @@ from amodal.core.errors import InputError
 from amodal.core.rng import Rng
 from amodal.diffusion.process import DDPM
 from amodal.methods import any2all
-from amodal.methods.any2all.network import features, quadratic
 from amodal.methods.any2all.slices import smooth
+from amodal.methods.stack import features, quadratic
 from amodal.nn.count import flops, parameters
 
 from ..diffusion.gaussian import Gaussian, law, world

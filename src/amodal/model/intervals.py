@@ -25,7 +25,7 @@ from .files import ABOUT
 class Intervals:
     """Of one modality, by level ("0.5", "0.9"): `factors`; `safe`, larger ones of guaranteed expected coverage; and
     what was covered of the calibration subjects: `before`, by plain multiples of the SD; `left_out`, of each by the
-    factors found on the others, mean; `worst`, the least of these."""
+    factors found on the others, mean; `worst` the least of these, `spread` their SD."""
 
     floor: float
     factors: dict[str, float]
@@ -35,6 +35,7 @@ class Intervals:
     worst: dict[str, float]
     subjects: int
     images: int
+    spread: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Where heads lie: blurred means of groups of training subjects, from which a method of slices begins to generate.
 
-Coarser than 8 mm and the mean of five subjects or more, they show no one.
+Voxels of four and the mean of five subjects or more, they show no one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional
 from ..core.rng import seed_of
 from ..data.dataset import Cache
 
-FACTOR, FEWEST = 6, 5  # voxels averaged along each axis; subjects in a group
+FACTOR, FEWEST = 4, 5  # voxels averaged along each axis; subjects in a group
 _PREFIX = "outlines."
 
 

@@ -267,7 +267,7 @@ class Model:
             "quantities": {k: to_dict(v) for k, v in self.quantities.items()}, "card": self.card,
         }  # fmt: skip
         if self.outlines is not None:
-            state |= self.outlines.tensors()
+            state |= {k: v.to(kind) for k, v in self.outlines.tensors().items()}
         self.sha256 = files.write(Path(folder), state, about)
         return Path(folder)
 

@@ -17,7 +17,7 @@ from ...diffusion.denoiser import Denoise
 from ...diffusion.process import Process
 from ...diffusion.samplers import ddim, multistep
 
-BEGIN = 0.35  # alpha of the time at which an outline is joined with noise
+BEGIN = 0.6  # alpha of the time at which an outline is joined with noise
 
 
 def begin_time(process: Process, alpha: float = BEGIN) -> Tensor:

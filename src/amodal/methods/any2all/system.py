@@ -31,12 +31,13 @@ from ...diffusion.samplers import ddim, heun, multistep, repaint
 from ...nn.unet import UNet, UNetConfig
 from ...physics.linear import mask
 from ...physics.posterior import Observation, gradient, hold, project
-from .generate import draw
+from ..stack import StackNet
+from .generate import begin_time, draw
 from .measured import Measured, decompose, follow, measured
-from .network import StackNet
 from .slices import smooth
 
 FAST = 20  # steps from k-space, where nothing else is asked for
+SETTLING, SETTLED = 4, 0.98  # evaluations, and their alpha, that make one image of a draw
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Config:
     training in which nothing is given, for what is generated or reconstructed without any clean modality. `tilt`: times
     are drawn as u ** tilt of the whole, u uniform: below 1 more of the noisy end, where what is made is decided; above
     1 more of the other, where what is drawn loses its last noise. `pulls`: gradients through the network in a step of
-    MPS towards k-space (the paper takes 1). `finish`: beside k-space, what is missing is at the end estimated anew, as
-    the posterior mean given what was reconstructed: one image then, not a draw.
+    MPS towards k-space (the paper takes 1). `finish`: one image from k-space, not a draw: noise that is left in what
+    was measured is removed, and what is missing estimated anew, as the posterior mean given that.
     """
 
     modalities: tuple[str, ...]
@@ -179,12 +180,14 @@ class Any2all(nn.Module):
                 shown = less(present, pair) if second and not given else present
                 noise = correlate(own.normal_like(images), config.coupling)
                 denoise = self._denoise(images.flip(axes), shown.flip(axes), given)
-                made = self._solve(denoise, noise, own, share(progress, k, draws)).flip(axes)
-                x0 += made * (weights[k] / sum(weights))
+                made = self._solve(denoise, noise, own, share(progress, k, draws))
+                if config.finish and given:
+                    made = self._settle(denoise, made)
+                x0 += made.flip(axes) * (weights[k] / sum(weights))
         x0[:, list(given)] = x0[:, list(given)].clamp(min=-1)  # magnitudes
         x0 = torch.where(present, images, x0.to(images.dtype))
         known = present.clone()
-        known[:, list(given)] = True
+        known[:, list(given)] = True  # what was measured is known by now
         if not config.finish or not given or known.all():
             return x0
         last = copy(self)
@@ -197,7 +200,7 @@ class Any2all(nn.Module):
         progress: Progress | None = None,
     ) -> Tensor:  # fmt: skip
         """The slices of one head of nobody, [count, M, *spatial]. `conditions`: an `outline` of that shape in [-1, 1];
-        without it each slice is of any place in the head."""
+        without it each slice is of any place in the head, and a draw as it comes."""
         config, device = self.config, next(self.parameters()).device
         noise = correlate(rng.normal(len(self.modalities), *spatial), config.coupling).to(device)
         outline = (conditions or {}).get("outline")
@@ -207,7 +210,8 @@ class Any2all(nn.Module):
             denoise = smooth(denoise, self.prior.process, config.smoothing)
         own = rng.fork("ancestral")
         args = (config.steps, config.eta, config.coupling)
-        return draw(denoise, self.prior.process, noise, own, *args, outline, progress).clamp(-1, 1)
+        made = draw(denoise, self.prior.process, noise, own, *args, outline, progress)
+        return (made if outline is None else self._settle(denoise, made)).clamp(-1, 1)
 
     def _denoise(self, images: Tensor, present: Tensor, given: Measured) -> Denoise:
         """The bent prior of a volume's slices, evaluated in chunks."""
@@ -237,6 +241,16 @@ class Any2all(nn.Module):
             return follow(prior, process, given, present, images, hold_them, self.config.pulls)
         prior = prior if hold_them else project(prior, present, images)
         return decompose(prior, process, given, (images.shape[-2], images.shape[-1]))
+
+    def _settle(self, denoise: Denoise, x0: Tensor) -> Tensor:
+        """What few steps and a small network leave of the noise in a draw, removed: each time the prediction of the
+        draw itself, taken for an image with little noise, and none added (a denoiser as a prior, Zhang et al. 2021).
+        """
+        t = begin_time(self.prior.process, SETTLED)
+        alpha = self.prior.process.at(t)[0]
+        for _ in range(SETTLING):
+            x0 = denoise(alpha * x0, t.to(x0.device).expand(len(x0)))
+        return x0
 
     def _solve(self, denoise: Denoise, x: Tensor, rng: Rng, progress: Progress | None) -> Tensor:
         config, process = self.config, self.prior.process

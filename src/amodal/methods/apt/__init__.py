@@ -60,7 +60,7 @@ def small() -> Config:
     """A network that runs at half resolution, with an encoder of its own; what is known is shown clean."""
     return Config(
         BRAIN, _unet(4, (32, 64, 96, 128), 32, 96, 16, shown=True), FeatureConfig(share=0.05), prediction="v",
-        given=0.8, tilt=1.3, known="held", ranking="error", unroll=10, coupling=3.0,
+        given=1.0, tilt=1.3, known="held", ranking="error", steps=5, unroll=5, coupling=3.0,
     )  # fmt: skip
 
 
@@ -75,12 +75,10 @@ def tiny() -> Config:
 def _unet(
     n: int, channels: tuple[int, ...], head_size: int, tokens: int, groups: int, shown: bool = False
 ) -> UNetConfig:
-    """`shown`: for a prior that is shown what is known clean, a time a modality and the clean ones once more."""
+    """`shown`: for a prior that is shown what is known clean, a time a modality."""
     attention = (False,) * len(channels)  # the middle always attends
-    times, concat = (n, n) if shown else (1, 0)
-    return UNetConfig(
-        n, n, channels, 1, attention, head_size, patch=2, times=times, tokens=tokens, concat=concat, groups=groups
-    )
+    times = n if shown else 1
+    return UNetConfig(n, n, channels, 1, attention, head_size, patch=2, times=times, tokens=tokens, groups=groups)
 
 
 PRESETS = {
@@ -109,7 +107,7 @@ def for_modalities(config: Config, names: Sequence[str]) -> Config:
     each = config.net.out_channels // config.net.in_channels
     net = replace(config.net, in_channels=n, out_channels=each * n)
     if config.given:
-        net = replace(net, times=n, concat=n)
+        net = replace(net, times=n)
     return replace(config, modalities=tuple(names), net=net)
 
 

@@ -48,9 +48,8 @@ class Transformer(nn.Module):
 
 
 class Network(nn.Module):
-    """x_t [B, M, X, Y], label [B] or [B, M], tokens [B, P, W] -> what is predicted [B, M, X, Y]. A U-Net with twice as
-    many outputs gives the variance of a step in the other half. One with a label a modality sees what is clean (label
-    -1) once more by itself, 0 elsewhere."""
+    """x_t [B, M, X, Y], label [B], tokens [B, P, W] -> what is predicted [B, M, X, Y]. A U-Net with twice as many
+    outputs gives the variance of a step in the other half."""
 
     def __init__(self, config: UNetConfig, transformers: bool):
         super().__init__()
@@ -66,11 +65,7 @@ class Network(nn.Module):
         return self.both(x, label, tokens)[:, : x.shape[1]]
 
     def both(self, x: Tensor, label: Tensor, tokens: Tensor) -> Tensor:
-        config = self.unet.config
-        if not config.concat:
-            return self.unet(x, label, tokens=tokens)
-        label = label.reshape(len(x), -1).expand(-1, config.times)
-        return self.unet(x, label, x * (expand(label, x) < 0), tokens)
+        return self.unet(x, label, tokens=tokens)
 
 
 def variance_loss(prior: Denoiser, x0: Tensor, rng: Rng, tokens: Tensor, where: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from ...diffusion.process import DDPM, Schedule
 from ...nn.unet import UNetConfig
 from ...physics.linear import mask
 from ...physics.posterior import Observation, gradient, hold, project
+from ..stack import StackNet
 from .codebook import CURVES, Codebook, Ranking, prior
 from .features.encoder import Encoder
 from .features.fusion import Fusion, contrast, subset
@@ -110,6 +111,10 @@ class Config:
                 f"given={self.given}, known={self.known}, net.times={self.net.times}: a prior that is shown known "
                 f"modalities clean needs given above 0 and net.times={n}; any other has net.times=1 and known=noised."
             )
+        if self.given and (self.transformers or self.net.out_channels != n):
+            raise InputError(
+                f"given={self.given}: choose net.out_channels={n} and transformers=false with it, or given=0."
+            )
         if not (0 < self.start <= self.timesteps and 0 < self.near <= self.start and 0 < self.steps <= self.start):
             raise InputError(
                 f"start={self.start}, steps={self.steps}, near={self.near}: choose 1 to {self.timesteps} for start, "
@@ -132,8 +137,9 @@ class APT(nn.Module):
         self.encoder = Encoder(features.vit, features.encoder == "own", features.tokens == "patches")
         self.fusion = Fusion(width, features.heads)
         self.codebook = Codebook(config.modalities, width, config.memory)
-        net = Network(config.net, config.transformers)
-        self.prior = Denoiser(net, DDPM(config.timesteps, config.schedule), config.prediction)
+        process = DDPM(config.timesteps, config.schedule)
+        net = StackNet(config.net, process) if config.given else Network(config.net, config.transformers)
+        self.prior = Denoiser(net, process, config.prediction)
 
     # training
 
@@ -255,8 +261,8 @@ class APT(nn.Module):
         return torch.where(present, batch.images, x0.clamp(-1, 1).to(batch.images.dtype))
 
     def _bent(self, images: Tensor, present: Tensor, tokens: Tensor) -> Denoise:
-        """The prior of some slices, clipped, and replaced where it is known: either shown modalities that are known as a
-        whole, or pulled towards all that is known."""
+        """The prior of some slices, clipped, and replaced where it is known: it is shown whole modalities that are
+        known, or else pulled towards all that is known."""
         plain = clip(lambda x, t: self.prior(x, t, tokens))
         if self.config.known == "held":
             whole = present.flatten(2).all(2)[..., None, None]
