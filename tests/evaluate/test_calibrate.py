@@ -78,6 +78,22 @@ def test_subjects_weigh_the_same_however_large():
     assert (found.subjects, found.images) == (5, 13)
 
 
+def test_what_is_left_out_says_how_many_subjects_are_needed():
+    """Subjects whose SD maps are wrong by different amounts: coverage of new ones spreads as that of those left out."""
+
+    def several(n, first):
+        wrong = np.linspace(0.5, 2.0, n)
+        return {f"sub-{k}": {"FLAIR|FLAIR": image(first + k, wrong=w)} for k, w in enumerate(wrong)}
+
+    found = fit(several(12, 0))["FLAIR"]
+    new = [coverage(c["FLAIR|FLAIR"], found.factors["0.5"], found.floor) for c in several(9, 100).values()]
+    assert np.mean(new) == pytest.approx(0.5, abs=0.02)
+    assert found.spread["0.5"] == pytest.approx(np.std(new, ddof=1), rel=0.2) and found.spread["0.5"] > 0.05
+    assert found.worst["0.5"] < 0.5 - found.spread["0.5"]
+    same = fit(cohort(8))["FLAIR"]
+    assert same.spread["0.5"] < 0.01
+
+
 def test_the_safe_factor_is_that_of_conformal_risk_control():
     counts = cohort(20)
     found = fit(counts)["FLAIR"]

@@ -10,7 +10,7 @@ import torch
 from amodal.core.errors import InputError
 from amodal.data.volume import Study, Volume
 from amodal.evaluate.downstream import ARMS, Task, dice, downstream, loss, patch
-from amodal.evaluate.labels import find_labels, parse_regions, read_labels
+from amodal.evaluate.labels import find_labels, parse_regions, read_labels, same_kind
 
 from .toys import AFFINES, Model, cohort_of
 
@@ -140,6 +140,22 @@ def test_label_maps_are_found(tmp_path, nifti_file):
     assert find_labels(source, tmp_path, pattern).name == "sub-01_desc-brats_dseg.nii.gz"
     with pytest.raises(InputError, match="subject"):
         find_labels(source, tmp_path, "{patient}.nii.gz")
+
+
+def test_label_maps_of_different_kinds_are_refused(tmp_path):
+    """A healthy subject has a map of tissues alone: its numbers are no tumour."""
+    sources = cohort_of(tmp_path, NAMES, NAMES, NAMES)[0]
+    for k, name in enumerate(("brats", "brats", "tissue")):
+        place = tmp_path / "derivatives" / "truth" / f"sub-0{k + 1}" / "anat"
+        place.mkdir(parents=True)
+        (place / f"sub-0{k + 1}_desc-{name}_dseg.nii.gz").write_bytes(b"")
+    same_kind(sources[:2], tmp_path)
+    with pytest.raises(InputError, match="different kinds, sub-01_desc-brats.* and sub-03_desc-tissue.*--labels"):
+        same_kind(sources, tmp_path)
+    same_kind(sources, tmp_path, "derivatives/*/{subject}/anat/*desc-brats*")
+    (tmp_path / "derivatives" / "truth" / "sub-02" / "anat" / "sub-02_desc-tissue_dseg.nii.gz").write_bytes(b"")
+    with pytest.raises(InputError, match="sub-02 has 2 label maps"):
+        same_kind(sources[:2], tmp_path)
 
 
 def test_label_maps_are_read_on_the_grid_of_the_study(nifti_file):

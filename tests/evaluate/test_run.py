@@ -146,6 +146,16 @@ def test_results_of_another_model_are_not_mixed_in(cohort, tmp_path):
     assert (tmp_path / "out" / "results.csv").read_text() == before
 
 
+def test_where_a_model_lies_does_not_matter(cohort, tmp_path):
+    sources, prepare, studies = cohort(NAMES)
+    evaluate(sources, Model(studies), tmp_path / "out", prepare=prepare, patterns="each")
+    moved = Model(studies)
+    moved.id = "./elsewhere"
+    evaluate(sources, moved, tmp_path / "out", prepare=prepare, patterns="each")
+    assert moved.calls == []
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["models"]["model"]["id"] == "./elsewhere"
+
+
 def test_workers_do_not_change_the_numbers(cohort, tmp_path):
     sources, prepare, studies = cohort(NAMES, NAMES, NAMES)
     one, many = (

@@ -25,6 +25,15 @@ def test_what_counts_is_the_latest_interval():
     assert coverage(left_out=0.931).best == 0.931 and not coverage(left_out=0.931).holds
 
 
+def test_of_few_subjects_nothing_is_claimed():
+    few, many = {"low": 0.82, "high": 0.98}, {"low": 0.885, "high": 0.915}
+    assert coverage(stated=0.9, **few).words == coverage(stated=0.86, **few).words == "too few subjects to say"
+    assert coverage(stated=0.9, **many).words == "holds"
+    assert coverage(stated=0.86, low=0.84, high=0.88).words == "does not hold"
+    said = in_a_sentence(Evaluation(ROWS, coverage=[coverage(stated=0.9, **few), coverage(stated=0.9, **many)]))
+    assert said == "There are too few subjects to say whether its intervals hold."
+
+
 @pytest.mark.parametrize(
     ("good", "said"),
     [
@@ -47,9 +56,20 @@ def test_every_part_is_on_the_page(tmp_path):
     shown = Evaluation(
         ROWS, comparisons=compare_all(ROWS, "model", "other <b>"), beside=beside, others=("other <b>",),
         coverage=[coverage(left_out=0.9, factor=1.8, floor=0.01)], notes=("all: a <note>",),
+        protocol={"protocol": {"id": "x v1", "paper": "", "ruler": {"scale": [0, 99.5], "mask": "head", "dims": 2}},
+                  "models": {"model": {"id": "default", "sha256": "", "steps": 8}}},
     )  # fmt: skip
     text = evaluation_page(tmp_path / "report.html", shown).read_text(encoding="utf-8")
-    said = ["Models compared", "other &lt;b&gt;", "Beside the paper", "28.26 ± 1.240", "not measured", "26.00 to 28.00"]
-    said += ["What the SD maps are worth", "60.0 %", "90.0 %", "1.800", "holds", "all: a &lt;note&gt;"]
+    said = ["the acquired image&#39;s percentiles 0 and 99.5", "the head, mean over axial slices", "default, 8 steps"]
+    said += ["Beside each other", "other &lt;b&gt;", "Beside the paper", "28.26 ± 1.240", "not measured"]
+    said += [
+        "26.00 to 28.00",
+        "What the SD maps are worth",
+        "60.0 %",
+        "90.0 %",
+        "1.800",
+        "holds",
+        "all: a &lt;note&gt;",
+    ]
     assert [words for words in said if words not in text] == []
-    assert "other <b>" not in text
+    assert "other <b>" not in text and "protocol · paper" not in text  # what is empty is not listed

@@ -232,8 +232,11 @@ def show(found: Table, job: Job) -> None:
 
 
 def _show_coverage(coverage: Sequence[Coverage], quiet: bool) -> None:
-    columns = ["contrast", "should cover", "SD at its word", "as the card says", "left out"]
-    rows = [[c.modality, *map(_percent, (c.level, c.raw, c.stated, c.left_out))] for c in coverage]
+    columns = ["contrast", "should cover", "SD at its word", "as the card says", "left out", "95 %", ""]
+    rows = [
+        [c.modality, *map(_percent, (c.level, c.raw, c.stated, c.left_out)), _span(c.low, c.high), c.words]
+        for c in coverage
+    ]
     console.table("What the intervals of the SD maps cover", columns, rows, quiet)
 
 
@@ -269,6 +272,10 @@ def compare(paths: Sequence[Path], dataset: Path | None, quiet: bool) -> int:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _given(value: float | None) -> str:

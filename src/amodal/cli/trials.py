@@ -14,7 +14,7 @@ from ..evaluate.audit import audit as examine
 from ..evaluate.downstream import Task
 from ..evaluate.downstream import downstream as train_arms
 from ..evaluate.generation import generation as compare_cohorts
-from ..evaluate.labels import find_labels, parse_regions, read_labels
+from ..evaluate.labels import find_labels, parse_regions, read_labels, same_kind
 from ..evaluate.patterns import parse_patterns
 from ..evaluate.plan import Plan
 from ..metrics.extractors import TABLE, Extractor, load
@@ -35,6 +35,8 @@ def downstream(job: Job, sources: list[Source], model: Model, data: str) -> int:
     if isinstance(sets, str) or len(sets) != 1:
         raise InputError("--downstream takes one set away; name it by --patterns, for example --patterns T1Gd.")
 
+    same_kind(sources, job.dataset, job.labels)
+
     def regions_of(source: Source, study: Study):
         return read_labels(find_labels(source, source.root or job.dataset, job.labels), study, regions)
 
@@ -45,7 +47,7 @@ def downstream(job: Job, sources: list[Source], model: Model, data: str) -> int:
             progress=tick,
         )  # fmt: skip
     rows = [
-        [s.modality, s.method, str(s.n), f"{s.mean:.3f}", f"{s.low:.3f} to {s.high:.3f}"]
+        [s.modality, s.method, str(s.n), f"{s.mean:.3f}", "-" if s.n < 2 else f"{s.low:.3f} to {s.high:.3f}"]
         for s in summarise(found.scores)
     ]
     console.table(
@@ -78,8 +80,12 @@ def audit(job: Job, sources: list[Source], model: Model, data: str) -> int:
             seed=job.seed, data=data, progress=tick,
         )  # fmt: skip
     for name, one in found.items():
-        for verdict in one.verdicts:
-            console.say(f"{name}, {verdict.name}: {verdict.words}", job.quiet)
+        alarms = [v for v in one.verdicts if v.good is False]
+        unsaid = sum(v.good is None for v in one.verdicts)
+        of_few = f", {unsaid} cannot be answered by so few volumes" if unsaid else ""
+        console.say(f"{name}: {len(one.verdicts)} checks, {len(alarms) or 'none'} to look at{of_few}", job.quiet)
+        for verdict in alarms:
+            console.say(f"  {verdict.name}: {verdict.words}", job.quiet)
     console.say(f"one page: {job.out / 'privacy.html'}", job.quiet)
     return _end(failed, job)
 

@@ -154,7 +154,7 @@ def _batch(model: Any, images: np.ndarray) -> Batch:
     x = torch.from_numpy(np.ascontiguousarray(images, np.float32))
     if model.method.dims == 2:
         middle = x.shape[-1] // 2
-        x = x[..., middle - SLICES // 2 : middle + SLICES // 2].movedim(-1, 0).contiguous()
+        x = x[..., max(middle - SLICES // 2, 0) : middle + SLICES // 2].movedim(-1, 0).contiguous()
     else:
         x = x[None]
     present = torch.ones(*x.shape[:2], *[1] * (x.ndim - 2), dtype=torch.bool)

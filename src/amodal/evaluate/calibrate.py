@@ -93,28 +93,32 @@ def _of(counts: Counts, name: str) -> tuple[list[np.ndarray], int]:
 
 
 def _modality(subjects: list[np.ndarray], images: int, levels: Sequence[float]) -> Intervals:
-    total, n = np.sum(subjects, axis=0), len(subjects)
-    floor = _floor(total)
-    others = [(own, total - own) for own in subjects] if n > 1 else []
-    left = [[coverage(own, *_pair(rest, level)) for own, rest in others] for level in levels]
-    by_level = dict(zip(map(key_of, levels), left))
-    mean = total / n
+    n, mean = len(subjects), np.mean(subjects, axis=0)
+    floor, left = _floor(mean), left_out(subjects, levels)
     return Intervals(
         floor=floor,
         factors={key_of(p): _factor(mean, floor, p) for p in levels},
         # conformal risk control: (n R + 1) / (n + 1) <= 1 - p
         safe={key_of(p): _factor(mean, floor, q) for p in levels if (q := p + p / n) < 1},
         before={key_of(p): float(np.mean([before(s, p) for s in subjects])) for p in levels},
-        left_out={key: float(np.mean(values)) for key, values in by_level.items() if values},
-        worst={key: float(np.min(values)) for key, values in by_level.items() if values},
+        left_out={key: float(np.mean(values)) for key, values in left.items()},
+        worst={key: float(np.min(values)) for key, values in left.items()},
+        spread={key: float(np.std(values, ddof=1)) for key, values in left.items()},
         subjects=n,
         images=images,
     )
 
 
-def _pair(share: np.ndarray, level: float) -> tuple[float, float]:
-    floor = _floor(share)
-    return _factor(share, floor, level), floor
+def left_out(subjects: Sequence[np.ndarray], levels: Sequence[float] = LEVELS) -> dict[str, list[float]]:
+    """What is covered of each subject by the floor and the factor found on the others; nothing of a single one."""
+    found: dict[str, list[float]] = {key_of(p): [] for p in levels} if len(subjects) > 1 else {}
+    total = np.sum(subjects, axis=0)
+    for own in subjects if found else ():
+        rest = (total - own).clip(0)
+        floor = _floor(rest)
+        for level in levels:
+            found[key_of(level)].append(coverage(own, _factor(rest, floor, level), floor))
+    return found
 
 
 def _floor(share: np.ndarray) -> float:

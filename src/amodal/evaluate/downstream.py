@@ -304,6 +304,8 @@ def _write(
     )
     shown = Evaluation(
         scores, failed=failed, comparisons=comparisons, others=ARMS, lead=lead, title="What is it worth downstream?",
+        kind="downstream", part="Region", who="Trained on",
+        notes=[f"{c.difference.modality}: {c.words}" for c in comparisons if c.difference.method != REAL],
         protocol={k: content[k] for k in ("protocol", "models", "environment")},
     )  # fmt: skip
     evaluation_page(files["report.html"], shown)

@@ -198,6 +198,7 @@ def _write(
     notes = [f"{modality}: {m}" for modality, row in measures.items() for m in row.values()]
     shown = Evaluation(
         scores, failed=failed, beside=beside, lead=lead, title="How near is the generated cohort?", notes=notes,
+        kind="generation",
         protocol={k: content[k] for k in ("protocol", "models", "environment")},
     )  # fmt: skip
     evaluation_page(files["report.html"], shown)

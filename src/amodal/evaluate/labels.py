@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from ..data.volume import Source, Study, same_grid
 # whole tumour, tumour core, enhancing tumour: 1 core, 2 oedema, 4 (BraTS to 2021) or 3 (since 2023) enhancing
 BRATS: Mapping[str, tuple[int, ...]] = {"WT": (1, 2, 3, 4), "TC": (1, 3, 4), "ET": (3, 4)}
 _NAMES = re.compile(r"(^|[_.-])(seg|dseg|mask|lesions?|labels?)\.nii(\.gz)?$", re.IGNORECASE)
+_WHICH = "say which by --labels 'derivatives/NAME/{subject}/anat/*dseg.nii.gz'"
+_KIND = re.compile(r"(?:label|desc)-[^_.]+_|[A-Za-z]+\.nii(?:\.gz)?$")  # what a map's name says beside whose it is
 _REGION = re.compile(r"([A-Za-z]\w*)=(\d+(?:\+\d+)*)")
 
 
@@ -35,24 +37,39 @@ def parse_regions(text: str) -> dict[str, tuple[int, ...]]:
 def find_labels(source: Source, root: Path, pattern: str | None = None) -> Path:
     """The label map of a subject: by a pattern below `root` (`{subject}`, `{session}` and `*`), or where such maps
     usually lie: beside the images, or in the derivatives. InputError if there is none, or more than one."""
-    names = {"subject": source.subject, "session": f"ses-{source.session}" if source.session else ""}
-    if pattern is not None:
-        try:
-            found = sorted(root.glob(pattern.format(**names)))
-        except (KeyError, IndexError, ValueError) as error:
-            raise InputError(f"--labels {pattern}: use {{subject}}, {{session}} and *, below the dataset.") from error
-    else:
-        beside = {path.parent for path in source.files.values()}
-        places = [p for folder in beside for p in folder.iterdir()]
-        places += list(root.glob(f"derivatives/**/{source.subject}/**/{source.subject}*"))
-        images = set(source.files.values())
-        found = sorted(p for p in set(places) - images if _NAMES.search(p.name))
+    found = _candidates(source, root, pattern)
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} label maps, {found[0].name} and {found[1].name} among them" if found else "no label map"
-    raise InputError(
-        f"{source.label} has {what}; say which by --labels 'derivatives/NAME/{{subject}}/anat/*dseg.nii.gz'."
-    )
+    raise InputError(f"{source.label} has {what}; {_WHICH}.")
+
+
+def same_kind(sources: Sequence[Source], root: Path, pattern: str | None = None) -> None:
+    """InputError if a subject has several label maps, or two subjects' maps are named differently: the numbers of
+    one kind of map (tissues) mean nothing to another (tumours)."""
+    kinds: dict[str, Path] = {}
+    for source in sources:
+        there = _candidates(source, source.root or root, pattern)
+        if len(there) > 1:
+            find_labels(source, source.root or root, pattern)
+        for path in there:
+            kinds.setdefault("".join(_KIND.findall(path.name)).lower(), path)
+    if len(kinds) > 1:
+        first, second = list(kinds.values())[:2]
+        raise InputError(f"label maps are of different kinds, {first.name} and {second.name} among them; {_WHICH}.")
+
+
+def _candidates(source: Source, root: Path, pattern: str | None) -> list[Path]:
+    names = {"subject": source.subject, "session": f"ses-{source.session}" if source.session else ""}
+    if pattern is not None:
+        try:
+            return sorted(root.glob(pattern.format(**names)))
+        except (KeyError, IndexError, ValueError) as error:
+            raise InputError(f"--labels {pattern}: use {{subject}}, {{session}} and *, below the dataset.") from error
+    beside = {path.parent for path in source.files.values()}
+    places = [p for folder in beside for p in folder.iterdir()]
+    places += list(root.glob(f"derivatives/**/{source.subject}/**/{source.subject}*"))
+    return sorted(p for p in set(places) - set(source.files.values()) if _NAMES.search(p.name))
 
 
 def read_labels(path: Path, study: Study, regions: Mapping[str, tuple[int, ...]]) -> np.ndarray:

@@ -90,7 +90,8 @@ def by_subject(scores: Sequence[Score], modality: str, metric: str, method: str,
 
 def _words(d: Difference, p: float, method: str, other: str) -> str:
     if d.n < FEW:
-        return f"{d.n} subjects are too few to tell {method} from {other}; {FEW} are needed."
+        many = "1 subject is" if d.n == 1 else f"{d.n} subjects are"
+        return f"{many} too few to tell {method} from {other}; {FEW} are needed."
     if not p < ALPHA:
         return f"no difference between {method} and {other} can be claimed (p = {p:.2g}, {d.n} subjects)."
     ahead, behind = (method, other) if d.mean * BETTER[d.metric] > 0 else (other, method)

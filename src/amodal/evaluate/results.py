@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from ..core.config import to_dict
 from ..core.errors import InputError
@@ -132,6 +134,7 @@ def _coverage(
 ) -> list[Coverage]:
     """One line a level: the SD maps at their word, as the model states them, and as they will from now on."""
     out = []
+    mine: Intervals | None = fitted.modalities.get(name) if fitted else None
     for level in calibrate.LEVELS:
         raw = by_subject(name, counts, lambda c, level=level: calibrate.before(c, level))
         stated: list[float] = []
@@ -140,21 +143,31 @@ def _coverage(
             stated = by_subject(
                 name, counts, lambda c, factor=factor, floor=floor: calibrate.coverage(c, factor, floor)
             )
-        mine: Intervals | None = fitted.modalities.get(name) if fitted else None
+        left_out = mine.left_out.get(key_of(level)) if mine else None
+        low, high = interval(stated or raw) if mine is None or left_out is None else _around(mine, level)
         out.append(
             Coverage(
-                name,
-                level,
-                len(raw),
-                float(np.mean(raw)),
-                float(np.mean(stated)) if stated else None,
-                float(np.min(stated)) if stated else None,
-                mine.left_out.get(key_of(level)) if mine else None,
-                mine.factors[key_of(level)] if mine else None,
-                mine.floor if mine else None,
+                modality=name,
+                level=level,
+                n=len(raw),
+                raw=float(np.mean(raw)),
+                stated=float(np.mean(stated)) if stated else None,
+                least=float(np.min(stated)) if stated else None,
+                left_out=left_out,
+                factor=mine.factors[key_of(level)] if mine else None,
+                floor=mine.floor if mine else None,
+                low=None if np.isnan(low) else low,
+                high=None if np.isnan(high) else high,
             )
         )
     return out
+
+
+def _around(found: Intervals, level: float) -> tuple[float, float]:
+    """The 95 % interval of what new subjects are covered on average: the factor is known no better than the mean."""
+    mean, sd = found.left_out[key_of(level)], found.spread[key_of(level)]
+    half = float(stats.t.ppf(0.975, found.subjects - 1)) * sd / math.sqrt(found.subjects)
+    return mean - half, mean + half
 
 
 def by_subject(name: str, counts: calibrate.Counts, value: Any) -> list[float]:

@@ -184,16 +184,26 @@ def _check(sources: Sequence[Source], folder: Path, about_run: Mapping[str, Any]
     there = folder / "results.json"
     if plan.overwrite:
         there.unlink(missing_ok=True)  # so that an interrupted run can be gone on with
-    elif there.exists() and store.read(there).get("run") != store.plain(about_run):
+    elif there.exists() and not _same(store.read(there).get("run", {}), about_run):
         raise InputError(f"{folder} holds an evaluation made otherwise; choose another folder or give --overwrite.")
 
 
 def _finished(kept: Path, source: Source, about_run: Mapping[str, Any], plan: Plan) -> dict[str, Any] | None:
     """The stored findings of a subject, if they were made in the same way from the same files."""
     found = store.read(kept) if kept.exists() else {}
-    same = found.get("run") == store.plain(about_run) and found.get("inputs") == store.plain(store.inputs(source))
+    same = _same(found.get("run", {}), about_run) and found.get("inputs") == store.plain(store.inputs(source))
     whole = plan.samples == 1 or (kept.parent / calibrate.FILE).is_file()
     return found if same and whole else None
+
+
+def _same(kept: Mapping[str, Any], about_run: Mapping[str, Any]) -> bool:
+    """Whether two runs give the same numbers; where a model lies, and so its id, does not matter, its weights do."""
+
+    def decides(run: Mapping[str, Any]) -> dict[str, Any]:
+        models = {name: {**m, "id": ""} for name, m in run.get("models", {}).items()}
+        return {**run, "models": models}
+
+    return decides(kept) == decides(store.plain(about_run))
 
 
 def _ticker(total: int, progress: Progress | None, stop: threading.Event) -> Callable[[int], None]:

@@ -181,10 +181,15 @@ def _planes(volume: np.ndarray) -> tuple[np.ndarray, ...]:
     out = []
     for axis in (2, 1, 0):
         plane = torch.from_numpy(np.take(volume, volume.shape[axis] // 2, axis).copy())
-        rows, columns = (max(round(n * min(THUMB / max(plane.shape), 1)), 1) for n in plane.shape)
+        rows, columns = (_pixels(n, max(volume.shape)) for n in plane.shape)
         small = F.adaptive_avg_pool2d(plane[None], (rows, columns))[0]
         out.append((small.clamp(0, 1) * 255).round().byte().numpy())
     return tuple(out)
+
+
+def _pixels(voxels: int, longest: int) -> int:
+    """How long an axis is drawn; one of few, thick slices as long as a head would be."""
+    return max(round((voxels if 2 * voxels >= longest else 0.75 * longest) * min(THUMB / longest, 1)), 1)
 
 
 def _space(name: str, made: _Set, known: _Set, unseen: _Set, seed: int) -> Space:

@@ -56,7 +56,8 @@ class Beside:
 @dataclass(frozen=True)
 class Coverage:
     """What intervals of one level cover of a modality, mean over subjects: `raw`, the SD maps at their word; `stated`,
-    as the model's card says, and `least` of a subject; `left_out`, by the factor fitted here on the other subjects."""
+    as the model's card says, and `least` of a subject; `left_out`, by the factor fitted here on the other subjects.
+    [low, high] is the 95 % interval of the last of these that is there."""
 
     modality: str
     level: float
@@ -67,6 +68,8 @@ class Coverage:
     left_out: float | None
     factor: float | None
     floor: float | None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def best(self) -> float:
@@ -77,12 +80,23 @@ class Coverage:
     def holds(self) -> bool:
         return abs(self.best - self.level) <= HELD
 
+    @property
+    def settled(self) -> bool:
+        """Whether there are subjects enough to say so."""
+        if self.low is None or self.high is None:
+            return True
+        return self.high - self.low <= 2 * HELD if self.holds else not self.low <= self.level <= self.high
+
+    @property
+    def words(self) -> str:
+        return ("holds" if self.holds else "does not hold") if self.settled else "too few subjects to say"
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """What the page of an evaluation says; `pictures`: (subject, pattern, modality) -> JPEG of truth, made, error;
-    `others`: the names of models beside the tested one; `title`, `lead`: what the page is of, unless the trust test;
-    `notes`: lines below the verdict."""
+    `others`: the names of models beside the tested one; `kind`, `title`, `lead`: what the page is of, unless the trust
+    test; `part`, `who`: what a row is of, and by; `notes`: lines below the verdict."""
 
     scores: Sequence[Score]
     verdicts: Sequence[Verdict] = ()
@@ -94,8 +108,11 @@ class Evaluation:
     beside: Sequence[Beside] = ()
     coverage: Sequence[Coverage] = ()
     others: Sequence[str] = ()
+    kind: str = "trust test"
     title: str = "How near does it come?"
     lead: str = ""
+    part: str = "Modality"
+    who: str = "Made by"
     notes: Sequence[str] = ()
 
 
@@ -120,7 +137,8 @@ def evaluation_page(path: Path, evaluation: Evaluation) -> Path:
         plots=[(m, [_plot(scores, m, metric, methods) for metric in metrics[:2]]) for m in modalities],
         worst=_worst(evaluation),
         each=_each(scores),
-        protocol=flatten(evaluation.protocol),
+        short=_in_short(evaluation.protocol),
+        protocol=[(key, value) for key, value in flatten(evaluation.protocol) if value],
     )
     return write(path, text)
 
@@ -136,10 +154,38 @@ def in_a_sentence(evaluation: Evaluation) -> str:
     if by[None]:
         parts.append(f"nothing can be said yet of {_names(by[None])}")
     if evaluation.coverage:
-        good = all(c.holds for c in evaluation.coverage)
-        parts.append("its intervals hold" if good else "its intervals do not hold, so read its SD maps with care")
+        parts.append(_intervals(evaluation.coverage))
     said = "; ".join(parts)
     return said[:1].upper() + said[1:] + "." if said else "" if evaluation.scores else "Nothing could be measured."
+
+
+def _intervals(coverage: Sequence[Coverage]) -> str:
+    if any(c.settled and not c.holds for c in coverage):
+        return "its intervals do not hold, so read its SD maps with care"
+    if all(c.settled for c in coverage):
+        return "its intervals hold"
+    return "there are too few subjects to say whether its intervals hold"
+
+
+def _in_short(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a reader must know of how it was measured; all settings stand below it."""
+    protocol, ruler = about.get("protocol", {}), about.get("protocol", {}).get("ruler", {})
+    lines = [("Protocol", protocol.get("id", ""))]
+    if paper := protocol.get("paper"):
+        lines.append(("Paper", str(paper)))
+    if ruler:
+        ends = ruler.get("scale")
+        scale = "intensity window" if type(ends) is str else f"percentiles {' and '.join(f'{x:g}' for x in ends)}"
+        where = "the head" if ruler.get("mask") == "head" else "the whole image"
+        lines.append(("Scale", f"0 to 1 by the acquired image's {scale}; data range 1"))
+        lines.append(("Where", f"{where}, {'in 3-D' if ruler.get('dims') == 3 else 'mean over axial slices'}"))
+    for name, model in about.get("models", {}).items():
+        says = [str(model.get(k, "")) for k in ("id", "method")]
+        says += [f"weights {model['sha256'][:12]}"] if model.get("sha256") else []
+        says += [f"{model['steps']} step{'' if model['steps'] == 1 else 's'}"] if "steps" in model else []
+        lines.append(("Model" if name == "model" else name, ", ".join(filter(None, says))))
+    lines += [("Assumed", str(line)) for line in protocol.get("assumed") or ()]
+    return [(key, value) for key, value in lines if value]
 
 
 def _names(names: Sequence[str]) -> str:
@@ -163,9 +209,9 @@ def _plot(scores: Sequence[Score], modality: str, metric: str, methods: Mapping[
 
 
 def _each(scores: Sequence[Score]) -> list[tuple[str, str, str, dict[tuple[str, str], float]]]:
-    """One line a subject, pattern and modality, with its values by (method, metric)."""
+    """One line a subject, pattern and modality, with the tested model's values by (method, metric)."""
     lines: dict[tuple[str, str, str], dict[tuple[str, str], float]] = {}
-    for s in scores:
+    for s in (s for s in scores if s.method == "model"):
         lines.setdefault((s.subject, s.pattern, s.modality), {})[s.method, s.metric] = s.value
     return [(*key, values) for key, values in lines.items()]
 
