@@ -2,16 +2,20 @@
 
     guess      the guesses themselves, no network: which ranking, retrieval, random
     start      the start step M (Table 5)
+    steps      the number of steps S
     prior      what stage 1 begins with: zero, noise, random or adaptive prior; which ranking, retrieval (Table 3)
     unroll     iterations N of stage 2 (Table 4)
     parts      U, U+A, U+A+I (Table 2)
     patterns   every missing pattern, beside both baselines (Tables 6 and 7)
-    guidance   the strength of the gradient step, no step, and the step without a strength
+    guidance   the strength of the gradient step, no step, and the step without a strength (known modalities noised)
+    features   what the prior makes of the anatomical features: those of the slice, of another one
     cost       network evaluations and seconds a slice, beside plain DDIM and DDIM from the guess
     stripes    one whole volume: through-plane gradient energy over the truth's, seconds
 
 Slices are taken at even distances from each subject; PSNR (data range 1, pooled over a subject's slices) and SSIM (mean
-over slices) inside the head; means over subjects, then mean and SD over seeds. Results: `benchmarks/results/apt.json`.
+over slices) inside the head; means over subjects, then mean and SD over seeds. `--known noised` is the paper's way,
+`--known held` shows what is known clean; a model that was trained with `given` can do both.
+Results: `benchmarks/results/apt.json`.
 """
 
 from __future__ import annotations
@@ -47,28 +51,31 @@ Settings = dict[str, Any]
 Made = Callable[[Batch, int], Tensor]  # (slices with some hidden, seed) -> completed slices
 
 ALONE: Settings = {"unroll": 0}  # stage 1 by itself
+AT_400: Settings = {**ALONE, "start": 400}  # the paper's M
+NOISED: Settings = {**ALONE, "known": "noised"}
 ROWS: dict[str, dict[str, Settings]] = {
-    "start": {f"M = {m}": {**ALONE, "start": m, "near": min(40, m)} for m in (1000, 700, 500, 400, 200, 100, 40, 20)},
+    "start": {f"M = {m}": {**ALONE, "start": m, "near": min(40, m)} for m in (1000, 700, 400, 200, 100, 40)},
+    "steps": {f"S = {s}": {**ALONE, "steps": s} for s in (1, 2, 5, 10, 20)},
     "prior": {
-        "zero": {**ALONE, "guess": "zero"},
-        "noise": {**ALONE, "guess": "noise"},
-        "random": {**ALONE, "guess": "random"},
-        "adaptive, by votes": {**ALONE, "ranking": "votes"},
-        "adaptive, by error": {**ALONE, "ranking": "error"},
-        "adaptive, 8 retrieved": {**ALONE, "retrieve": 8},
+        "zero": {**AT_400, "guess": "zero"},
+        "noise": {**AT_400, "guess": "noise"},
+        "random": {**AT_400, "guess": "random"},
+        "adaptive, by votes": {**AT_400, "ranking": "votes"},
+        "adaptive, by error": {**AT_400, "ranking": "error"},
+        "adaptive, 8 retrieved": {**AT_400, "retrieve": 8},
     },
-    "unroll": {f"N = {n}": {"unroll": n} for n in (0, 10, 25, 50, 100, 200)},
+    "unroll": {f"N = {n}": {"unroll": n} for n in (0, 5, 10, 25, 50)},
     "parts": {
-        "U, M = 1000, S = 50": {**ALONE, "guess": "noise", "start": 1000, "steps": 50},
-        "U, M = 1000, S = 20": {**ALONE, "guess": "noise", "start": 1000},
-        "U, M = 400, S = 20": {**ALONE, "guess": "noise"},
-        "U+A, M = 400, S = 20": ALONE,
-        "U+A+I, N = 50": {"unroll": 50},
+        "U, M = 1000, S = 50": {**AT_400, "guess": "noise", "start": 1000, "steps": 50},
+        "U, M = 1000, S = 20": {**AT_400, "guess": "noise", "start": 1000, "steps": 20},
+        "U, M = 400, S = 20": {**AT_400, "guess": "noise", "steps": 20},
+        "U+A, M = 400, S = 20": {**AT_400, "steps": 20},
+        "U+A+I, N = 10": {**AT_400, "steps": 20, "unroll": 10},
     },
     "guidance": {
-        "none": {**ALONE, "guidance": "none"},
-        **{f"pull, {a:g}": {**ALONE, "guidance": "pull", "strength": float(a)} for a in (5, 20, 50)},
-        "exact": {**ALONE, "guidance": "exact"},
+        "none": {**NOISED, "start": 400, "guidance": "none"},
+        **{f"pull, {a:g}": {**NOISED, "start": 400, "guidance": "pull", "strength": float(a)} for a in (5, 20, 50)},
+        "exact": {**NOISED, "start": 400, "guidance": "exact"},
     },
 }
 
@@ -139,6 +146,20 @@ def with_settings(method: APT, settings: Settings) -> Made:
     return make
 
 
+def with_features_of(method: APT, shift: int) -> Made:
+    """The prior is told the features of the slice `shift` places on."""
+    make, kept = with_settings(method, ALONE), method._tokens
+
+    def made(batch: Batch, seed: int) -> Tensor:
+        method._tokens = lambda images, present: kept(images, present).roll(shift, 0)  # type: ignore[method-assign]
+        try:
+            return make(batch, seed)
+        finally:
+            method._tokens = kept  # type: ignore[method-assign]
+
+    return made
+
+
 def guesses(method: APT, settings: Settings) -> Made:
     """What stage 1 would begin with."""
 
@@ -203,7 +224,8 @@ def stripes(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     images, last, out = next(stacks(args, model)), len(model.modalities) - 1, {}
     head = np.moveaxis((images > HEAD).any(1).numpy(), 0, -1)
     truth = np.moveaxis(((images[:, last] + 1) / 2).numpy(), 0, -1)
-    for name, settings in {"stage 1": ALONE, "both stages": {}}.items():
+    rows = {"stage 1": ALONE, "both stages": {}, "both stages, slices not coupled": {"coupling": 0.0}}
+    for name, settings in rows.items():
         start = time.perf_counter()
         made = with_settings(model.method, settings)(hide(images, (last,)), 0)
         volume = np.moveaxis(((made[:, last] + 1) / 2).numpy(), 0, -1)
@@ -215,21 +237,27 @@ def stripes(model: Model, args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace, model: Model) -> dict[str, Any]:
     method: APT = model.method
+    method.config = dataclasses.replace(method.config, known=args.known or method.config.known)
     if args.what == "stripes":
         return stripes(model, args)
     subjects, n = list(stacks(args, model)), len(model.modalities)
     single = [(m,) for m in range(n)]
     if args.what == "patterns":
         every = [hidden for size in range(1, n) for hidden in combinations(range(n), size)]
-        rows = {"APT": with_settings(method, {})}
+        once: Settings = {**ALONE, "steps": 1}
+        settings = {"APT": {}, "one step": once, "one step from noise": {**once, "start": 1000, "guess": "noise"}}
+        rows = {name: with_settings(method, s) for name, s in settings.items() if args.only in name}
         found = table(rows, subjects, every, args.seeds)
         return found | table({kind: baseline(model, kind) for kind in KINDS}, subjects, every, 1)
     if args.what == "cost":
         rows = {
             "APT, both stages": with_settings(method, {}), "APT, stage 1": with_settings(method, ALONE),
-            **{f"DDIM from noise, {s}": plain(method, s, 1000, "noise") for s in (10, 20, 50, 100)},
-            **{f"DDIM from the guess, {s}": plain(method, s, method.config.start, "adaptive") for s in (5, 10, 20)},
+            **{f"DDIM from noise, {s}": plain(method, s, 1000, "noise") for s in (1, 10, 20)},
+            **{f"DDIM from the guess, {s}": plain(method, s, method.config.start, "adaptive") for s in (5,)},
         }  # fmt: skip
+        return table(rows, subjects, single, args.seeds)
+    if args.what == "features":
+        rows = {name: with_features_of(method, shift) for name, shift in (("the slice's own", 0), ("another's", 1))}
         return table(rows, subjects, single, args.seeds)
     if args.what == "guess":
         rows = {name: guesses(method, s) for name, s in ROWS["prior"].items() if name not in ("zero", "noise")}
@@ -240,11 +268,13 @@ def run(args: argparse.Namespace, model: Model) -> dict[str, Any]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("what", choices=[*ROWS, "guess", "patterns", "cost", "stripes"])
+    options.add_argument("what", choices=[*ROWS, "guess", "features", "patterns", "cost", "stripes"])
     options.add_argument("--model", required=True, help="a model trained by `amodal train apt`")
     options.add_argument("--subjects", type=int, default=4)
     options.add_argument("--slices", type=int, default=6, help="of each subject")
     options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--known", choices=["held", "noised"], help="in place of the model's own way")
+    options.add_argument("--name", default="", help="of the result, in place of what is compared")
     options.add_argument("--only", default="", help="only rows whose name holds this")
     options.add_argument("--cache", type=Path, help="a cache of unseen subjects, in place of new virtual ones")
     options.add_argument("--precision", default="auto")
@@ -253,9 +283,11 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load(args.model, device="cpu", precision=args.precision)
     about = {"model": model.sha256, "subjects": args.subjects, "slices": args.slices, "seeds": args.seeds}
+    about |= {"known": args.known or model.method.config.known, "precision": model.precision}
     found = {**about, "rows": run(args, model)}
+    name = args.name or (f"{args.what}, {args.known}" if args.known else args.what)
     kept = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    args.out.write_text(json.dumps({**kept, args.what: found}, indent=1) + "\n")
+    args.out.write_text(json.dumps({**kept, name: found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -406,3 +406,16 @@ def test_the_default_model_is_the_one_that_comes_along(folder, monkeypatch, hub)
     with pytest.raises(InputError, match="default is no model"):
         load("default")
     assert hub == []
+
+
+@pytest.mark.parametrize(
+    ("name", "modalities"),
+    [("default", ("T1w", "T1Gd", "T2w", "FLAIR")), ("five-contrasts", ("T1w", "FLAIR", "T2starw", "CT", "PET"))],
+)
+def test_what_comes_along_is_whole_and_small_enough(name, modalities):
+    model = load(name, device="cpu")
+    assert model.modalities == modalities and model.id == name
+    weights = module.files.find(name) / "weights.safetensors"
+    assert module.files.sha256(weights) == model.sha256
+    assert weights.stat().st_size < 10e6
+    assert (model.outlines is not None) == (name == "five-contrasts")  # generates

@@ -1,12 +1,13 @@
 """The KL autoencoder: sizes, whitening, one sample at a time, and that it learns to look through its bottleneck."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from amodal.codecs import losses
-from amodal.codecs.kl import KLCodec, KLConfig, draw
+from amodal.codecs.kl import KLCodec, KLConfig, cosines, draw
 from amodal.core.errors import InputError
 from amodal.core.rng import Rng
 
@@ -88,3 +89,29 @@ def test_it_learns_to_reconstruct():
 def test_no_width_is_refused_with_a_sentence():
     with pytest.raises(InputError, match="at least one width"):
         KLConfig(widths=())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_linear_path_begins_as_the_lowest_cosines(dims):
+    """As many latents as voxels: nothing is lost from the first step on. Fewer: what is slow is kept."""
+    config = KLConfig(4**dims, (8, 16), 1, dims=dims, patch=2, groups=4, linear=True)
+    x = torch.randn(2, 1, *(8, 12, 8)[:dims], generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(KLCodec(config)(x), x, atol=1e-5, rtol=0)
+    few = KLCodec(dataclasses.replace(config, channels=1 + dims))
+    assert few(torch.ones_like(x)).sub(1).abs().max() < 1e-5
+    assert few(x).square().sum() < 0.5 * x.square().sum()
+
+
+def test_cosines_are_orthonormal_whatever_the_number_of_inputs():
+    basis = cosines(KLConfig(12, (8, 16), 1, inputs=2, patch=2))
+    torch.testing.assert_close(basis @ basis.T, torch.eye(12))
+    assert cosines(KLConfig(20, (8,), 1, patch=4))[16:].abs().sum() == 0  # more latents than voxels
+
+
+def test_the_linear_path_learns_and_draws_little_noise_at_first():
+    codec = KLCodec(KLConfig(6, (8, 16), 1, patch=2, groups=4, linear=True))
+    x = torch.randn(2, 1, 8, 8)
+    made = codec.reconstruct(x, Rng.of(0, 2))
+    assert (made.image - codec(x)).abs().max() < 0.2
+    made.image.square().sum().backward()
+    assert all(path.map.weight.grad.abs().sum() > 0 for path in (codec.encoder.linear, codec.decoder.linear))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from amodal.nn.layout import CHANNELS_LAST
 from amodal.nn.wavelet import bands, haar, unhaar
 
 SHAPES = pytest.mark.parametrize("shape", [(2, 1, 8, 6), (1, 3, 4, 10), (2, 1, 8, 6, 4), (1, 4, 2, 4, 6)], ids=str)
@@ -68,3 +69,11 @@ def test_what_does_not_fit_is_named():
         haar(torch.zeros(1, 1, 4, 5))
     with pytest.raises(ValueError, match="6 channels"):
         unhaar(torch.zeros(1, 6, 4, 4))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 6), (2, 3, 4, 6, 8)], ids=str)
+def test_the_inverse_keeps_the_layout_of_what_it_is_given(shape):
+    layout = CHANNELS_LAST[len(shape) - 2]
+    x = haar(torch.randn(shape))
+    plain, last = unhaar(x.contiguous()), unhaar(x.contiguous(memory_format=layout))
+    assert plain.is_contiguous() and last.is_contiguous(memory_format=layout) and torch.equal(plain, last)

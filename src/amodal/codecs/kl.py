@@ -19,17 +19,20 @@ from torch import Tensor, nn
 from ..core.errors import InputError
 from ..core.rng import Rng
 from ..nn.attention import Attention
-from ..nn.blocks import Down, Residual, Up, conv, silu
+from ..nn.blocks import Down, Residual, Up, conv, silu, zero
 from ..nn.layout import channels_last, crop_to, fold, pad_to, unfold
 from ..nn.norm import group_norm, normalise
 from .codec import Whitening
+
+QUIET = -8.0  # log variance of a latent at first, where a linear path makes it useful from the first step
 
 
 @dataclass(frozen=True)
 class KLConfig:
     """`widths`: channels per level, fine to coarse, each level halves the size. `patch`: voxels per axis folded into
     channels before the first convolution (and back after the last). `channels`: of the latent. `inputs`: of the image.
-    `blocks`: residual blocks per level and side. `attention`: in the middle, heads of `head_size`.
+    `blocks`: residual blocks per level and side. `attention`: in the middle, heads of `head_size`. `linear`: a linear
+    map of each block of voxels lies beside both networks; it begins as the lowest cosines: a little training goes far.
     """
 
     channels: int = 4
@@ -41,6 +44,7 @@ class KLConfig:
     attention: bool = False
     head_size: int = 64
     groups: int = 32
+    linear: bool = False
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.channels, self.blocks, self.inputs, self.patch, *self.widths) < 1:
@@ -78,10 +82,15 @@ class Encoder(nn.Module):
         self.levels = nn.Sequential(*levels, *_middle(config))
         self.norm = group_norm(widths[-1], config.groups)
         self.head = conv(config.dims, widths[-1], 2 * config.channels)
+        self.linear = Linear(config.factor, config.dims, cosines(config)) if config.linear else None
+        if self.linear is not None:
+            zero(self.head).get_parameter("bias").data[config.channels :] = QUIET
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.levels(channels_last(self.stem(fold(x, self.patch))))  # (one channel: torch cannot tell the layout)
-        mean, log_variance = self.head(silu(normalise(x, self.norm))).chunk(2, dim=1)
+        h = self.levels(channels_last(self.stem(fold(x, self.patch))))  # (one channel: torch cannot tell the layout)
+        mean, log_variance = self.head(silu(normalise(h, self.norm))).chunk(2, dim=1)
+        if self.linear is not None:
+            mean = mean + self.linear(fold(x, self.linear.factor))
         return mean, log_variance.clamp(-30.0, 20.0)
 
 
@@ -100,10 +109,39 @@ class Decoder(nn.Module):
         self.levels = nn.Sequential(*levels)
         self.norm = group_norm(widths[-1], config.groups)
         self.head = conv(config.dims, widths[-1], config.inputs * config.patch**config.dims)
+        self.linear = Linear(config.factor, config.dims, cosines(config).T) if config.linear else None
+        if self.linear is not None:
+            zero(self.head)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.levels(channels_last(self.stem(z)))
-        return unfold(self.head(silu(normalise(x, self.norm))), self.patch)
+        x = unfold(self.head(silu(normalise(x, self.norm))), self.patch)
+        return x if self.linear is None else x + unfold(self.linear(z), self.linear.factor)
+
+
+class Linear(nn.Module):
+    """A matrix for every block of voxels: [N, inputs, *] -> [N, outputs, *], given how it begins [outputs, inputs]."""
+
+    def __init__(self, factor: int, dims: int, begin: Tensor):
+        super().__init__()
+        self.factor, self.map = factor, conv(dims, begin.shape[1], begin.shape[0], 1)
+        zero(self.map).weight.data += begin.reshape(self.map.weight.shape).to(self.map.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(x)
+
+
+def cosines(config: KLConfig) -> Tensor:
+    """The lowest cosines of a block of `factor` voxels per axis, orthonormal rows: [channels, inputs factor^dims]."""
+    n = config.factor
+    k, i = torch.arange(n, device="cpu")[:, None], torch.arange(n, device="cpu")[None]
+    axis = torch.cos(torch.pi * (i + 0.5) * k / n) * torch.where(k > 0, 2 / n, 1 / n).sqrt()
+    whole, frequency = torch.eye(config.inputs, device="cpu"), torch.zeros(config.inputs, device="cpu")
+    for _ in range(config.dims):
+        whole = torch.kron(whole, axis)
+        frequency = (frequency[:, None] + k[:, 0] ** 2).flatten()
+    rows = whole[frequency.argsort(stable=True)][: config.channels]
+    return torch.cat([rows, rows.new_zeros(config.channels - len(rows), rows.shape[1])])
 
 
 class KLCodec(nn.Module):

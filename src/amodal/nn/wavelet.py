@@ -10,6 +10,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from .layout import CHANNELS_LAST
+
 
 def bands(dims: int) -> tuple[str, ...]:
     """The names of the sub-bands in the order of `haar`: LL, LH, HL, HH in 2-D; LLL, LLH, ..., HHH in 3-D.
@@ -38,7 +40,9 @@ def unhaar(x: Tensor) -> Tensor:
     dims = x.ndim - 2
     if x.shape[1] % 2**dims:
         raise ValueError(f"{x.shape[1]} channels are no whole number of {2**dims} sub-bands")
-    for axis in range(2, x.ndim):
-        low, high = x.chunk(2, dim=1)
+    at = -1 if x.is_contiguous(memory_format=CHANNELS_LAST[dims]) else 1  # a stack would lose the layout otherwise
+    x, first = x.movedim(1, at), 1 if at == -1 else 2
+    for axis in range(first, first + dims):
+        low, high = x.chunk(2, dim=at)
         x = torch.stack([low - high, low + high], dim=axis + 1).flatten(axis, axis + 1)
-    return x * 2 ** (-dims / 2)
+    return x.movedim(at, 1) * 2 ** (-dims / 2)

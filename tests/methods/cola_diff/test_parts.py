@@ -54,7 +54,7 @@ def stirred(module, seed=0):
     return module
 
 
-@pytest.mark.parametrize("size", [(16, 16), (7, 7), (28, 20), (4, 4), (3, 5), (2, 2)], ids=str)
+@pytest.mark.parametrize("size", [(16, 16), (7, 7), (28, 20), (24, 28), (4, 4), (3, 5), (2, 2)], ids=str)
 def test_the_filter_begins_as_the_identity_to_the_bit(size):
     f = torch.randn(2, 6, *size)
     assert torch.equal(CooperativeFilter(6)(f), f)
@@ -93,19 +93,38 @@ def test_block_matching_finds_a_planted_repeat():
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(1, 3, 16, 16, generator=generator)
     a[..., 8:12, 10:14] = a[..., 0:4, 4:8]  # within the window of 12 voxels, on the grid of steps of 2
-    mean = a.mean(1, keepdim=True)
-    one, many = blocks(mean, 4, 4), blocks(mean, 4, 2)
-    index = nearest(one, many, a.shape[2:], 4, 2)[0, 1]  # block number 1 of the first row begins at (0, 4)
-    places = [(int(i) // 7 * 2, int(i) % 7 * 2) for i in index]
-    assert places == [(0, 4), (8, 10)]
+    distance, index = nearest(a.mean(1, keepdim=True), 4, 2)
+    places = [(int(i) // 7 * 2, int(i) % 7 * 2) for i in index[0, 1]]  # block number 1 of the first row is at (0, 4)
+    assert places == [(0, 4), (8, 10)] and distance[0, 1].tolist() == [0.0, 0.0]
 
 
 def test_a_block_may_not_come_from_beyond_the_window():
-    a = torch.zeros(1, 1, 48, 4)
-    mean = a.clone()
-    index = nearest(blocks(mean, 4, 4), blocks(mean, 4, 2), a.shape[2:], 4, 7)[0]
-    starts = index * 2
+    _, index = nearest(torch.zeros(1, 1, 48, 4), 4, 7)
+    starts = index[0] * 2
     assert ((starts - 4 * torch.arange(12)[:, None]).abs() <= 12).all()
+
+
+def test_two_bands_at_once_are_filtered_as_one_by_one():
+    both, alone = stirred(Match(3, bands=2)), [Match(3) for _ in range(2)]
+    a = torch.randn(2, 2, 3, 12, 8)  # two bands of two samples
+    for band, match in enumerate(alone):
+        match.gate.data, match.sharpness.data = both.gate.data[band, None], both.sharpness.data[band, None]
+    found = both(a.flatten(0, 1)).unflatten(0, (2, 2))
+    torch.testing.assert_close(found, torch.stack([match(band) for match, band in zip(alone, a)]))
+
+
+def test_distances_are_those_of_the_mean_of_the_channels():
+    x = torch.randn(1, 1, 8, 8)
+    distance, index = nearest(x, 4, 3)
+    one, many = blocks(x, 4, 4), blocks(x, 4, 2)
+    wanted = (many[0, index[0]] - one[0, :, None]).square().mean(-1)
+    torch.testing.assert_close(distance[0], wanted)
+    assert (wanted.diff(dim=-1) >= 0).all()
+
+
+def test_where_there_is_but_one_block_nothing_changes():
+    match = stirred(Match(2))
+    assert torch.equal(match(torch.randn(3, 2, 4, 4)), torch.zeros(3, 2, 4, 4))
 
 
 def test_repeats_are_averaged_and_noise_falls():

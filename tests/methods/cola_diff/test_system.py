@@ -11,7 +11,14 @@ from amodal.core.errors import InputError
 from amodal.core.rng import Rng
 from amodal.methods import cola_diff
 from amodal.methods.cola_diff.conditions import Task, drawn, guidance, source_of
-from amodal.methods.cola_diff.learning import forward_variance, posterior_divergence, stages, training_task
+from amodal.methods.cola_diff.learning import (
+    balance,
+    forward_variance,
+    posterior_divergence,
+    prior_loss,
+    stages,
+    training_task,
+)
 
 N, SIZE = 4, 16
 BRAIN = ("T1w", "T1Gd", "T2w", "FLAIR")
@@ -176,6 +183,32 @@ def test_a_wrong_clean_image_costs_what_the_posterior_mean_is_off():
     torch.testing.assert_close(cost, (0.5 * off**2 / variance).reshape(1, 1, 1, 1).expand_as(cost), rtol=1e-3, atol=0)
 
 
+def test_a_latent_channel_may_count_by_how_much_it_moves_the_image():
+    net = method()
+    net.codec.whitening.scale.copy_(torch.tensor([1.0, 2.0, 4.0, 4.0]))
+    assert balance(net).flatten().tolist() == [1.0] * 4  # the paper's loss
+    half = method(learn=dataclasses.replace(net.config.learn, balance=0.5))
+    half.codec.whitening.scale.copy_(net.codec.whitening.scale)
+    torch.testing.assert_close(balance(half).flatten(), torch.tensor([2.0, 1.0, 0.5, 0.5]))
+
+
+def test_a_share_of_training_is_the_posterior_mean_itself(monkeypatch):
+    """No image and no noise go in, at the last step: the loss is that of a plain regression of the latent."""
+    net = method(learn=dataclasses.replace(cola_diff.tiny().learn, mean=1.0))
+    kappa, y = torch.randn(N, 4, 4, 4), torch.randn(N, net.config.conditions, 4, 4)
+    seen = []
+
+    def network(x, label, y, known):
+        seen.append((x, label))
+        return torch.zeros(len(x), 8, 4, 4)
+
+    monkeypatch.setattr(net.net, "forward", network)
+    _, logs = prior_loss(net, kappa, y, torch.ones(N, 9), torch.ones(N, dtype=torch.bool), Rng.of(0, N))
+    ((x, label),) = seen
+    assert (x == 0).all() and (label == net.config.timesteps - 1).all()
+    assert logs["noise"] == pytest.approx(float(kappa.square().mean()), rel=1e-3)  # v is then -kappa
+
+
 def test_no_critic_no_third_stage():
     learn = dataclasses.replace(cola_diff.tiny().learn, adversarial=0.0)
     assert [s.name for s in stages(method(learn=learn))] == ["codec", "prior"]
@@ -212,6 +245,15 @@ def test_generations_differ_and_each_is_the_same_whatever_their_number():
     assert torch.equal(three[0][:, :2], data.images[:, :2])
 
 
+def test_the_posterior_mean_depends_on_no_noise_and_draws_do():
+    data, net = batch(absent=(3,)), method(steps=1)
+    assert torch.equal(net.complete(data, Rng.of(1, N)), net.complete(data, Rng.of(2, N)))
+    many = method(steps=4)
+    assert not torch.equal(many.complete(data, Rng.of(1, N)), many.complete(data, Rng.of(2, N)))
+    draws = net.generations(data, Rng.of(1, N), 2)
+    assert not torch.equal(draws[0], draws[1])
+
+
 @pytest.mark.parametrize("kappa", [0.0, 1.0])
 def test_two_identical_calls_give_identical_results(kappa):
     net, data = method(kappa=kappa, prediction="noise"), batch(absent=(1,))
@@ -236,6 +278,21 @@ def test_every_ablation_can_be_built_and_run(change):
     base = cola_diff.tiny()
     net = method(net=dataclasses.replace(base.net, **{change: not vars(base.net)[change]}))
     assert torch.isfinite(net.complete(batch(absent=(0,)), Rng.of(0, N))).all()
+
+
+def test_joined_conditions_reach_the_encoder_and_the_output_weighed():
+    """The last maps are convolutions of the conditions after auto-weight adaptation, and change what comes out."""
+    net = method().net
+    y = torch.randn(1, method().config.conditions, 4, 4)
+    maps = net.maps(y)
+    assert len(maps) == len(net.config.channels) + 2
+    for found, join in zip(maps[-2:], net.mapping.join):
+        torch.testing.assert_close(found, join(net.mapping.weigh(y)))
+    x, label, known = torch.randn(1, 4, 4, 4), torch.zeros(1), everything(2, 1).vector(torch.tensor([0]))
+    for i in (-1, -2):
+        other = list(maps)
+        other[i] = maps[i] + 1
+        assert not torch.allclose(net.evaluate(x, label, maps, known), net.evaluate(x, label, other, known))
 
 
 def test_fusion_on_every_level_can_be_asked_for():

@@ -40,12 +40,14 @@ def published(which: str = "brats") -> Config:
 
 def small() -> Config:
     """Any target from any subset: a codec of factor 4, v prediction, one step for the posterior mean; for a CPU."""
-    codec = KLConfig(channels=8, widths=(32, 64), blocks=1, patch=2, groups=16)
+    codec = KLConfig(channels=12, widths=(32, 64), blocks=1, patch=2, groups=16, linear=True)
     net = NetConfig(
         channels=(64, 96, 128), attention=(False, True, True), blocks=1, head_size=32, groups=16, width=128, depth=2,
         join=True,
     )  # fmt: skip
-    learn = Learning(adversarial=0.02, critic_width=16, sharpen=0.05, prior=0.7, rate=3e-4, codec_rate=1e-3)
+    learn = Learning(
+        adversarial=0.02, critic_width=16, sharpen=0.05, prior=0.7, rate=1e-3, codec_rate=1e-3, balance=0.5, mean=0.5,
+    )  # fmt: skip
     return Config(BRAIN, codec, net, prediction="v", steps=10, voxel=(0.7, 2.0), learn=learn)
 
 

@@ -31,7 +31,8 @@ class CooperativeFilter(nn.Module):
 
     def __init__(self, channels: int, similar: int = SIMILAR):
         super().__init__()
-        self.match = nn.ModuleList(Match(channels, similar) for _ in range(self.LEVELS + 1))  # A, then D of each level
+        # the diagonal of each level; on the last the approximation with it, which is of the same size
+        self.match = nn.ModuleList(Match(channels, n, similar) for n in [1] * (self.LEVELS - 1) + [2])
         self.shrink = nn.ModuleList(Shrink(2 * channels) for _ in range(self.LEVELS))  # H and V of each level
 
     def forward(self, f: Tensor) -> Tensor:
@@ -41,12 +42,12 @@ class CooperativeFilter(nn.Module):
     def change(self, f: Tensor, level: int) -> Tensor:
         """What filtering adds to f: as the transform is linear, the transform of what is added to each band."""
         low, first, second, diagonal = haar(f).chunk(4, dim=1)
-        if level + 1 < self.LEVELS:
-            low = self.change(low, level + 1)
-        else:
-            low = self.match[0](low)
         sides = self.shrink[level](torch.cat([first, second], dim=1))
-        return unhaar(torch.cat([low, sides, self.match[level + 1](diagonal)], dim=1))
+        if level + 1 < self.LEVELS:
+            low, diagonal = self.change(low, level + 1), self.match[level](diagonal)
+        else:
+            low, diagonal = self.match[level](torch.cat([low, diagonal])).chunk(2)
+        return unhaar(torch.cat([low, sides, diagonal], dim=1))
 
 
 class Shrink(nn.Module):
@@ -59,35 +60,35 @@ class Shrink(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         threshold = _across(F.softplus(self.threshold), h)
-        return -_across(self.gate, h) * torch.minimum(torch.maximum(h, -threshold), threshold)
+        return _across(-self.gate, h) * torch.clamp(h, -threshold, threshold)
 
 
 class Match(nn.Module):
-    """delta: how the mean of the most similar blocks differs from each block, times a gate."""
+    """delta: how the mean of the most similar blocks differs from each block, times a gate; several bands at once."""
 
-    def __init__(self, channels: int, similar: int = SIMILAR):
+    def __init__(self, channels: int, bands: int = 1, similar: int = SIMILAR):
         super().__init__()
         self.similar = similar
-        self.gate = nn.Parameter(torch.zeros(channels))
-        self.sharpness = nn.Parameter(torch.zeros(()))  # log of how fast weights fall with the distance
+        self.gate = nn.Parameter(torch.zeros(bands, channels))
+        self.sharpness = nn.Parameter(torch.zeros(bands))  # log of how fast weights fall with the distance
 
     def forward(self, a: Tensor) -> Tensor:
-        """a [B, C, X, Y] -> what to add to it, the same shape."""
-        block = min(BLOCK, *a.shape[2:])
-        step = max(1, block // 2)
+        """a [bands B, C, X, Y], one band after the other -> what to add to it, the same shape."""
+        inner, samples = a.shape[2:], len(a) // len(self.gate)
+        gate, sharpness = (v.repeat_interleave(samples, 0) if samples > 1 else v for v in (self.gate, self.sharpness))
+        gate, sharpness, block = gate.to(a.dtype)[..., None, None], sharpness.float()[:, None, None], min(BLOCK, *inner)
+        if max(inner) <= block:  # there is but one (every parameter takes part, as several processes want it)
+            return 0 * gate * sharpness[..., None].to(a.dtype) * a
         whole = pad_to(a, block)
-        spatial, mean = whole.shape[2:], whole.float().mean(1, keepdim=True)
-        one, many = blocks(mean, block, block), blocks(mean, block, step)
-        index = nearest(one, many, spatial, block, self.similar)  # [B, P, K]
-        samples = torch.arange(len(a), device=a.device)[:, None, None]
-        distance = (many[samples, index] - one[:, :, None]).square().mean(-1)
+        distance, index = nearest(whole.float().mean(1, keepdim=True), block, self.similar)  # [bands B, P, K]
         usual = distance.detach().mean(-1, keepdim=True) + 1e-6  # a distance of 1 is what is usual at this place
-        weights = torch.softmax(-self.sharpness.float().exp() * distance / usual, dim=-1)
+        weights = torch.softmax(distance / usual * -sharpness.exp(), dim=-1)
+        many = blocks(whole, block, max(1, block // 2))
         # a product with a matrix that is mostly 0 is faster than to gather K blocks for each
-        spread = weights.new_zeros(len(a), one.shape[1], many.shape[1]).scatter(2, index, weights).to(a.dtype)
-        found = torch.bmm(spread, blocks(whole, block, step)).unflatten(1, [size // block for size in spatial])
+        spread = weights.new_zeros(*weights.shape[:2], many.shape[1]).scatter_(2, index, weights).to(a.dtype)
+        found = torch.bmm(spread, many).unflatten(1, [size // block for size in whole.shape[2:]])
         picture = found.unflatten(-1, (block, block, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
-        return _across(self.gate, a) * (crop_to(picture, a.shape[2:]) - a)
+        return gate * (crop_to(picture, inner) - a)
 
 
 def blocks(x: Tensor, size: int, step: int) -> Tensor:
@@ -96,24 +97,27 @@ def blocks(x: Tensor, size: int, step: int) -> Tensor:
     return cells.permute(0, 2, 3, 4, 5, 1).reshape(len(x), cells.shape[2] * cells.shape[3], -1)
 
 
-@torch.no_grad()
-def nearest(one: Tensor, many: Tensor, spatial: Sequence[int], block: int, similar: int) -> Tensor:
-    """The `similar` blocks of `many` [B, Q, D] within the window that are most like each of `one` [B, P, D]: indices
-    [B, P, K]. A block is the first of its own list.
+def nearest(x: Tensor, block: int, similar: int) -> tuple[Tensor, Tensor]:
+    """The `similar` blocks within the window that are most like each block of x [B, 1, X, Y] (whole blocks).
+
+    Mean squared distances [B, P, K], which gradients pass through, and indices [B, P, K] into the blocks half a block
+    apart. A block is the first of its own list.
     """
     step = max(1, block // 2)
-    distance = many.square().sum(-1).unsqueeze(1) - 2 * torch.bmm(one, many.transpose(1, 2))  # and |one|^2: no matter
-    apart = _apart(tuple(spatial), block, one.device)
-    distance = distance.masked_fill(apart > WINDOW, torch.inf).masked_fill(apart == 0, -torch.inf)
+    one, many = blocks(x, block, block), blocks(x, block, step)
+    distance = torch.cdist(one, many, compute_mode="donot_use_mm_for_euclid_dist").square() / block**2
+    spatial = tuple(x.shape[2:])
     fewest = math.prod(min((size - block) // step, WINDOW // step) + 1 for size in spatial)  # in a corner
-    return distance.topk(min(similar, fewest), dim=-1, largest=False).indices
+    index = (distance.detach() + _allowed(spatial, block, x.device)).topk(min(similar, fewest), largest=False).indices
+    return distance.gather(2, index), index
 
 
 @functools.lru_cache(maxsize=64)
-def _apart(spatial: tuple[int, ...], block: int, device: torch.device) -> Tensor:
-    """How many voxels lie between the starts of blocks and of those they may be like, [P, Q], the larger axis."""
+def _allowed(spatial: tuple[int, ...], block: int, device: torch.device) -> Tensor:
+    """What is added to distances before the choice, [P, Q]: infinity beyond the window, less than nothing to itself."""
     here, there = (_places(spatial, block, s, device) for s in (block, max(1, block // 2)))
-    return (here[:, None] - there[None]).abs().amax(-1)
+    apart = (here[:, None] - there[None]).abs().amax(-1)
+    return torch.where(apart > WINDOW, torch.inf, torch.where(apart == 0, -1.0, 0.0))
 
 
 def _places(spatial: Sequence[int], block: int, step: int, device: torch.device) -> Tensor:

@@ -28,7 +28,10 @@ class Learning:
     """Weights of the codec's losses (`adversarial` 0: no critic), and how often training hides all conditions.
 
     `codec`, `sharpen`, `prior`: shares of the run that each stage takes; `rate`: of the latent space network.
-    `divergence`: weight of the variance's term, per step drawn.
+    `divergence`: weight of the variance's term, per step drawn. `balance`: how much more a latent channel counts that
+    moves the image more: its error is weighed by the channel's SD, before latents are whitened, to twice this power.
+    `mean`: share of the samples that are trained as a single image is made: at the last step, where nothing of the
+    image is left, and without noise.
     """
 
     kl: float = 1e-6
@@ -42,6 +45,8 @@ class Learning:
     codec_rate: float = 2e-4
     rate: float = 9.6e-5
     divergence: float = 1.0
+    balance: float = 0.0
+    mean: float = 0.0
     drop: float = 0.05
 
     def critic(self) -> Critic | None:
@@ -163,18 +168,26 @@ def prior_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Eqs. 3, 5 and 6: squared error of the prediction, and the divergence of the posteriors at the step drawn."""
     process, config = method.process, method.config
-    t = process.draw(rng.uniform().to(kappa.device))
+    t, eps = process.draw(rng.uniform().to(kappa.device)), rng.normal_like(kappa)
+    seen = (rng.uniform().to(kappa.device) >= config.learn.mean).to(kappa)  # 0: nothing, not even noise
+    t, seen = torch.where(seen > 0, t, torch.full_like(t, config.timesteps)), seen[:, None, None, None]
     alpha, sigma = (v[:, None, None, None] for v in process.at(t))
-    eps = rng.normal_like(kappa)
-    x = alpha * kappa + sigma * eps
+    eps = eps * seen
+    x = alpha * kappa * seen + sigma * eps
     out, between = method.net(x, process.label(t), y, known).float().chunk(2, dim=1)
     p, q = TARGETS[config.prediction](alpha, sigma)
-    error = (out - (p * kappa + q * eps)).square().mean((1, 2, 3))
+    error = ((out - (p * kappa + q * eps)).square() * balance(method)).mean((1, 2, 3))
     guess = x0_from(out.detach(), x, alpha, sigma, config.prediction)
     divergence = posterior_divergence(method, kappa, guess, between, t).mean((1, 2, 3))
     weight = learn / learn.sum().clamp(min=1)
     terms = {"noise": (error * weight).sum(), "divergence": config.learn.divergence * (divergence * weight).sum()}
     return terms["noise"] + terms["divergence"], {name: float(v.detach()) for name, v in terms.items()}
+
+
+def balance(method: ColaDiff) -> Tensor:
+    """How much the error of each latent channel counts, [C, 1, 1], 1 on average."""
+    weight = method.codec.whitening.scale ** (-2 * method.config.learn.balance)
+    return (weight / weight.mean())[:, None, None]
 
 
 def posterior_divergence(method: ColaDiff, x0: Tensor, guess: Tensor, between: Tensor, t: Tensor) -> Tensor:

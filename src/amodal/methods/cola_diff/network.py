@@ -29,7 +29,8 @@ class NetConfig:
     """`channels`, `attention`: per level, fine to coarse. `blocks`: residual blocks per level and side. `width`,
     `depth`: of the mapping of conditions. `modified`: 1-3-1 blocks and AFF, or a plain U-Net. `fusion`: AFF before the
     network or on every level. `weighting`, `filtering`: auto-weight adaptation, cooperative filtering of the skips.
-    `join`: conditions are also joined to the noisy latent, as in LDM.
+    `join`: the weighed conditions are also added, through convolutions, to the encoder's first features (LDM joins them
+    to the noisy latent) and to what comes out: for each target its own, times a factor that the time decides.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -121,24 +122,27 @@ class Block(nn.Module):
 
 
 class Mapping(nn.Module):
-    """Conditions y [B, C, X, Y] -> what is added to the decoder of each level, fine to coarse.
+    """Conditions y [B, C, X, Y] -> what is added to the decoder of each level, fine to coarse (`join`: to both ends).
 
     A token is 2 x 2 latent voxels, its place told from the centre. The finest level gets a token's four voxels back.
     """
 
-    def __init__(self, conditions: int, config: NetConfig):
+    def __init__(self, conditions: int, outputs: int, config: NetConfig):
         super().__init__()
         width = config.width
         self.weigh = AutoWeight(conditions) if config.weighting else nn.Identity()
+        ends = [conv(2, conditions, config.channels[0]), zero(conv(2, conditions, outputs))] if config.join else []
+        self.join = nn.ModuleList(ends)
         self.enter = conv(2, 4 * conditions, width, 1)
         heads = max(1, width // config.head_size)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
-        outputs = (4 * config.channels[0], *config.channels[1:])
-        self.leave = nn.ModuleList(conv(2, width, n, 1) for n in outputs)
+        levels = (4 * config.channels[0], *config.channels[1:])
+        self.leave = nn.ModuleList(conv(2, width, n, 1) for n in levels)
 
     def forward(self, y: Tensor) -> list[Tensor]:
-        x = self.enter(fold(self.weigh(y), 2))
+        y = channels_last(self.weigh(y))
+        x = self.enter(fold(y, 2))
         tokens = rows(x) + _places(x).to(x.dtype)
         for block in self.blocks:
             tokens = block(tokens)
@@ -147,7 +151,7 @@ class Mapping(nn.Module):
         for leave in list(self.leave)[2:]:
             x = half(x)
             maps.append(leave(x))
-        return maps
+        return maps + [join(y) for join in self.join]
 
 
 def _places(x: Tensor) -> Tensor:
@@ -193,12 +197,13 @@ class LatentNet(nn.Module):
         before = (widths[0], *widths[:-1])
         modulated = [w for w in widths for _ in range(config.blocks)]
         modulated += [widths[-1]] * 2 + [w for w in reversed(widths) for _ in range(config.blocks)]
+        modulated += [latent] * config.join
+        self.targets = (vector - 1) // 2
         self.embed = Embedding(widths[0], 4 * widths[0], modulated, vector=vector)
-        self.mapping = Mapping(conditions, config)
+        self.mapping = Mapping(conditions, self.targets * latent, config)
         kind = Bottleneck if config.modified else None
-        given = latent + conditions * config.join
         fuse = config.modified
-        self.stem = Fusion(given, widths[0], config.groups) if fuse else conv(2, given, widths[0])
+        self.stem = Fusion(latent, widths[0], config.groups) if fuse else conv(2, latent, widths[0])
         self.encoder = nn.ModuleList(
             Level(kind, a, b, on, config) for a, b, on in zip(before, widths, config.attention)
         )
@@ -224,14 +229,13 @@ class LatentNet(nn.Module):
         return self.evaluate(x, label, self.maps(y), known)
 
     def maps(self, y: Tensor) -> list[Tensor]:
-        """What the conditions add on each level; with `join`, the conditions themselves as well, as the last."""
+        """What the conditions add to the decoder on each level; then with `join` to the encoder and to the output."""
         if self.training or y.device.type != "cpu" or len(y) == 1:
             return self._maps(y)
         return [torch.cat(parts) for parts in zip(*(self._maps(part) for part in y.split(1)))]
 
     def _maps(self, y: Tensor) -> list[Tensor]:
-        y = channels_last(pad_to(y.to(self.head.weight.dtype), self.multiple))
-        return self.mapping(y) + [y] * self.config.join
+        return self.mapping(pad_to(y.to(self.head.weight.dtype), self.multiple))
 
     def evaluate(self, x: Tensor, label: Tensor, maps: list[Tensor], known: Tensor) -> Tensor:
         """One evaluation, given `maps(y)`; float32."""
@@ -242,11 +246,19 @@ class LatentNet(nn.Module):
 
     def _evaluate(self, x: Tensor, label: Tensor, maps: list[Tensor], known: Tensor) -> Tensor:
         spatial = x.shape[2:]
-        x = pad_to(x.to(self.head.weight.dtype), self.multiple)
-        if self.config.join:
-            x = torch.cat([x, maps[-1]], dim=1)
-        x = self.body(channels_last(self.stem(channels_last(x))), self.embed(label, known), maps)
-        return crop_to(self.head(silu(normalise(x, self.norm))), spatial).float()
+        x = self.stem(channels_last(pad_to(x.to(self.head.weight.dtype), self.multiple)))
+        modulation = self.embed(label, known)
+        x = channels_last(x + maps[-2] if self.config.join else x)
+        x = self.head(silu(normalise(self.body(x, modulation, maps), self.norm)))
+        return crop_to(self.direct(x, modulation[-1], maps[-1], known) if self.config.join else x, spatial).float()
+
+    def direct(self, x: Tensor, modulation: Tensor, given: Tensor, known: Tensor) -> Tensor:
+        """What comes out, [B, 2 latent, X, Y], with what the conditions add to its first half."""
+        made, between = x.chunk(2, dim=1)
+        wanted = known[:, self.targets : 2 * self.targets].argmax(1)
+        given = given.unflatten(1, (self.targets, -1))[torch.arange(len(x), device=x.device), wanted]
+        factor = 1 + modulation.chunk(2, dim=1)[0].to(x.dtype)
+        return torch.cat([made + factor[..., None, None] * given, between], dim=1)
 
     def body(self, x: Tensor, modulation: list[Tensor], maps: list[Tensor]) -> Tensor:
         """Encoder, middle and decoder: [B, channels[0], X, Y] -> the same shape."""

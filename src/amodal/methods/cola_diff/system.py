@@ -170,10 +170,14 @@ class ColaDiff(nn.Module):
         draws = [None] if count is None else range(count)
         for i, k in enumerate(draws):
             own = Rng([seed_of(seed, "target", name, *([] if k is None else [k])) for seed, name in keys])
-            noise = own.normal(self.codec.channels, *y.shape[2:]).to(y)
+            noise = own.normal(self.codec.channels, *y.shape[2:]).to(y) * (not self._means(count))
             z = self._sample(maps, known, noise, own, share(progress, i, len(draws)))
             made.append(crop_to(self.codec.decode(z), batch.images.shape[2:])[:, 0].clamp(-1, 1))
         return torch.stack(made)
+
+    def _means(self, count: int | None) -> bool:
+        """Whether one step makes the posterior mean: its start tells nothing of the image, so noise would only show."""
+        return count is None and self.config.steps == 1 and self.config.prediction in ("v", "x0")
 
     def _sample(self, maps: list[Tensor], known: Tensor, noise: Tensor, rng: Rng, progress: Progress | None) -> Tensor:
         config = self.config
