@@ -41,12 +41,8 @@ def coils(maps: Tensor) -> Linear:
 
 def magnitude(maps: Tensor) -> Linear:
     """A real image [B, X, Y] seen by coils [B, C, X, Y]: `coils(maps) @ real()` in half the work."""
-    pairs = torch.view_as_real(maps)
-    return Linear(
-        lambda x: maps * x[:, None],
-        lambda y: (pairs * torch.view_as_real(y)).sum(1).sum(-1),  # this order: contiguous sums, several times faster
-        "magnitude",
-    )
+    conj = maps.conj().resolve_conj()
+    return Linear(lambda x: maps * x[:, None], lambda y: (conj * y).sum(1).real.contiguous(), "magnitude")
 
 
 def real() -> Linear:
