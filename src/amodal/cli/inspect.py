@@ -16,8 +16,6 @@ from . import console, options
 if TYPE_CHECKING:
     from ..data.volume import Source
 
-MODEL = "model.json"
-
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A NIfTI file, a study, a dataset, or a model's folder.")],
@@ -31,7 +29,7 @@ def inspect(
 
     if not path.exists() and str(path) not in models.SHIPPED:
         raise InputError(f"{path}: no such file or folder; check the path.")
-    if str(path) in models.SHIPPED or (path / MODEL).is_file():
+    if str(path) in models.SHIPPED or models.is_model(path):
         found, show = _model(str(path)), _show_model
     elif path.is_dir():
         found, show = _dataset(path, model), _show_dataset

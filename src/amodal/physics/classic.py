@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.contract import Measurement
 from .coils import _sigpy
-from .linear import conjugate_gradients
+from .linear import solve
 from .mri import sense
 
 SENSE_WEIGHT = 1e-2  # relative to A^H A, whose eigenvalues reach 1 with normalised maps
@@ -28,7 +28,7 @@ def zero_filled(measured: Measurement) -> Tensor:
 
 def cg_sense(measured: Measurement, weight: float = SENSE_WEIGHT, iterations: int = 30) -> Tensor:
     A = sense(measured)
-    return conjugate_gradients(lambda x: A.normal(x) + weight * x, A.H(measured.kspace), None, iterations, 1e-4)
+    return solve(A, measured.kspace, None, weight, iterations, 1e-4)
 
 
 def l1_wavelet(measured: Measurement, weight: float | None = None, iterations: int = 100) -> Tensor:

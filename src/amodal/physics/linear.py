@@ -91,7 +91,8 @@ def conjugate_gradients(
 
 
 def solve(
-    A: Linear, y: Tensor, x: Tensor, weight: float | Tensor, iterations: int = 20, tolerance: float = 1e-6
+    A: Linear, y: Tensor, x: Tensor | None, weight: float | Tensor, iterations: int = 20, tolerance: float = 1e-6
 ) -> Tensor:
-    """argmin_z 1/2 ||A z - y||^2 + weight/2 ||z - x||^2 by conjugate gradients, started at x."""
-    return conjugate_gradients(lambda z: A.normal(z) + weight * z, A.H(y) + weight * x, x, iterations, tolerance)
+    """argmin_z 1/2 ||A z - y||^2 + weight/2 ||z - x||^2 by conjugate gradients, started at x (None: 0)."""
+    b = A.H(y) if x is None else A.H(y) + weight * x
+    return conjugate_gradients(lambda z: A.normal(z) + weight * z, b, x, iterations, tolerance)

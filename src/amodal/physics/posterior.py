@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..diffusion.denoiser import Denoise, expand
 from ..diffusion.process import Process
-from .linear import Linear, conjugate_gradients, inner
+from .linear import Linear, conjugate_gradients, inner, solve
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,11 @@ def proximal(
         residual = seen.y - seen.A(x0)
         weight = expand(gamma(seen, residual, t), x0) if callable(gamma) else gamma
         if seen.beside is None:
-            return x0 + _nearest(seen.A, residual, weight, iterations, tolerance)
+            return x0 + solve(seen.A, residual, None, weight, iterations, tolerance)
         both, weights = _pair(seen.A, seen.beside), _pair_weights(weight, seen, x0)
-        return x0 + _nearest(both, residual, weights, iterations, tolerance)[:, 0]
+        return x0 + solve(both, residual, None, weights, iterations, tolerance)[:, 0]
 
     return bent
-
-
-def _nearest(A: Linear, residual: Tensor, weight: float | Tensor, iterations: int, tolerance: float) -> Tensor:
-    """argmin_z 1/2 ||A z - residual||^2 + 1/2 ||z||^2 by `weight`."""
-
-    def system(z: Tensor) -> Tensor:
-        return A.normal(z) + weight * z
-
-    return conjugate_gradients(system, A.H(residual), None, iterations, tolerance)
 
 
 def _pair(A: Linear, B: Linear) -> Linear:
@@ -169,8 +160,8 @@ def gradient(
                 return scale * g
 
             residual = (seen.y - seen.A(x0)).detach()
-            solve = (lambda r: r) if near is None else near(residual, t)
-            return (x0 + _shift(seen, covariance, residual, iterations, solve)).detach()
+            inverse = (lambda r: r) if near is None else near(residual, t)
+            return (x0 + _shift(seen, covariance, residual, iterations, inverse)).detach()
 
     return bent
 
@@ -181,13 +172,13 @@ Near = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]  # (y - A x0, t) -
 def white(seen: Observation, gamma: Tensor, iterations: int, tolerance: float) -> Callable[[Tensor], Tensor]:
     """r -> (r^2 A A^H + noise^2)^-1 r with r^2 = noise^2 / gamma: (r - A z) / noise^2, (A^H A + gamma) z = A^H r."""
 
-    def solve(r: Tensor) -> Tensor:
+    def inverse(r: Tensor) -> Tensor:
         b = seen.A.H(r)
         weight = expand(gamma, b)
         z = conjugate_gradients(lambda v: seen.A.normal(v) + weight * v, b, None, iterations, tolerance)
         return (r - seen.A(z)) / (seen.noise**2 + 1e-8)
 
-    return solve
+    return inverse
 
 
 def _shift(

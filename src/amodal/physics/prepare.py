@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.contract import Measurement
 from ..core.errors import InputError
 from .coils import SMALLEST, espirit, noise_level, phase, whiten, whitening
-from .linear import Linear, conjugate_gradients, inner, mask
+from .linear import conjugate_gradients, inner, mask, solve
 from .masks import calibration
 from .mri import PLANE, centred, observe, sense
 
@@ -74,17 +74,12 @@ def wandering(measured: Measurement) -> float:
     for z in range(len(measured)):
         seen = observe(measured[z : z + 1], (measured.kspace.shape[-2], measured.kspace.shape[-1]))
         assert seen.count is not None and seen.trace is not None  # `observe` gives both
-        normal = seen.A.H @ seen.A
-        best = conjugate_gradients(_ridge(normal), seen.A.H(seen.y), None, 30, 1e-3)
+        best = solve(seen.A, seen.y, None, 1e-3, 30, 1e-3)
         residual = seen.y - seen.A(best)
         energy += float((inner(residual, residual) - seen.count * seen.noise**2).sum())
         trace += float(seen.trace.sum())
     gain = (measured.window[1] - measured.window[0]) / 2
     return gain * max(energy / trace, 0.0) ** 0.5
-
-
-def _ridge(normal: Linear) -> Callable[[Tensor], Tensor]:
-    return lambda m: normal(m) + 1e-3 * m
 
 
 def oriented(measured: Measurement, swap: bool, flips: tuple[bool, bool], backwards: bool = False) -> Measurement:

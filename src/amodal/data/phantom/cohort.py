@@ -45,9 +45,11 @@ Made with seed {seed} and these settings, which make the same files again:
 {settings}
 ```
 """
-_PARTICIPANTS = {
+PERSON = {
     "age": {"Description": "Age of the virtual subject (drawn, not measured)", "Units": "year"},
     "sex": {"Description": "Sex of the virtual subject (drawn)", "Levels": {"M": "male", "F": "female"}},
+}
+_PARTICIPANTS = PERSON | {
     "tumour": {"Description": "Whether a tumour was put in", "Levels": {"yes": "tumour", "no": "no tumour"}},
     "ms": {"Description": "Whether MS-like lesions were put in", "Levels": {"yes": "lesions", "no": "no lesions"}},
 }

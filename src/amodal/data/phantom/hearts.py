@@ -14,7 +14,7 @@ import numpy as np
 from .. import bids, nifti
 from ..volume import Volume
 from .cine import VirtualHeart, heart_subject
-from .cohort import NOTE, describe_top, publish, refuse, write_json, write_labels
+from .cohort import NOTE, PERSON, describe_top, publish, refuse, write_json, write_labels
 from .heart import GROUPS, PARTS, HeartConfig
 
 ACDC = {"right": 1, "myocardium": 2, "left": 3, "papillary": 3}  # as in that data set, papillary muscles are cavity
@@ -33,9 +33,7 @@ Made with seed {seed} and these settings, which make the same files again:
 {settings}
 ```
 """
-_PARTICIPANTS = {
-    "age": {"Description": "Age of the virtual subject (drawn, not measured)", "Units": "year"},
-    "sex": {"Description": "Sex of the virtual subject (drawn)", "Levels": {"M": "male", "F": "female"}},
+_PARTICIPANTS = PERSON | {
     "group": {"Description": "Kind of heart that was drawn", "Levels": {name: f"{name} heart" for name in GROUPS}},
     "lv_edv": {"Description": "Volume of the left ventricle at end-diastole, truth", "Units": "ml"},
     "lv_esv": {"Description": "Volume of the left ventricle at end-systole, truth", "Units": "ml"},
