@@ -43,6 +43,14 @@ def x0_from(out: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, prediction: Pr
     return torch.where(sigma == 0, x, x0)
 
 
+def target(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
+    """The network output that stands for a clean image: `x0_from` the other way round. At sigma = 0 it does not matter,
+    and is 0."""
+    p, q = TARGETS[prediction](alpha, sigma)
+    out = p * x0 + q * (x - alpha * x0) / sigma.clamp(min=1e-6)
+    return torch.where(sigma == 0, torch.zeros_like(out), out)
+
+
 class Denoiser(nn.Module):
     """A network, the process it was trained on, and what it predicts. The process travels with the weights."""
 

@@ -280,19 +280,16 @@ def test_every_ablation_can_be_built_and_run(change):
     assert torch.isfinite(net.complete(batch(absent=(0,)), Rng.of(0, N))).all()
 
 
-def test_joined_conditions_reach_the_encoder_and_the_output_weighed():
-    """The last maps are convolutions of the conditions after auto-weight adaptation, and change what comes out."""
+def test_joined_conditions_reach_the_encoder_weighed():
+    """The last map is a convolution of the conditions after auto-weight adaptation, and changes what comes out."""
     net = method().net
     y = torch.randn(1, method().config.conditions, 4, 4)
     maps = net.maps(y)
-    assert len(maps) == len(net.config.channels) + 2
-    for found, join in zip(maps[-2:], net.mapping.join):
-        torch.testing.assert_close(found, join(net.mapping.weigh(y)))
+    assert len(maps) == len(net.config.channels) + 1
+    torch.testing.assert_close(maps[-1], net.mapping.join[0](net.mapping.weigh(y)))
     x, label, known = torch.randn(1, 4, 4, 4), torch.zeros(1), everything(2, 1).vector(torch.tensor([0]))
-    for i in (-1, -2):
-        other = list(maps)
-        other[i] = maps[i] + 1
-        assert not torch.allclose(net.evaluate(x, label, maps, known), net.evaluate(x, label, other, known))
+    other = [*maps[:-1], maps[-1] + 1]
+    assert not torch.allclose(net.evaluate(x, label, maps, known), net.evaluate(x, label, other, known))
 
 
 def test_fusion_on_every_level_can_be_asked_for():

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,9 @@ SETTLING, SETTLED = 4, 0.98  # evaluations, and their alpha, that make one image
 
 @dataclass(frozen=True)
 class Config:
-    """`times`: "shared", one time for the stack (the paper); "own", one a modality. `coupling`: how far the starting
+    """`times`: "shared", one time for the stack (the paper); "own", one a modality. `components` of the mixture that
+    such a prior estimates each voxel by, before its network does better (0: a learned map, see `methods.stack`).
+    `coupling`: how far the starting
     noise of neighbouring slices is alike (standard deviation in slices, 0 independent). `smoothing`: how much a
     prediction is drawn to its neighbours' mean at pure noise (0..1). `chunk`: slices per evaluation. `draws`: noise
     draws that a one-step estimate (the posterior mean) is averaged over, every other one mirrored. `leave_out`: the
@@ -62,6 +64,7 @@ class Config:
     prediction: Prediction = "v"
     snr_limit: float = 0.0
     times: Literal["shared", "own"] = "own"
+    components: int = 0
     posterior: Literal["mds", "mps"] = "mds"
     solver: Literal["ddim", "heun", "multistep", "repaint"] = "multistep"
     steps: int = 8
@@ -94,7 +97,8 @@ class Any2all(nn.Module):
         self.config = config
         self.modalities = config.modalities
         process = DDPM(config.timesteps, config.schedule)
-        net = StackNet(config.net, process) if config.times == "own" else UNet(config.net)
+        own = config.times == "own"
+        net = StackNet(config.net, process, config.prediction, config.components) if own else UNet(config.net)
         self.prior = Denoiser(net, process, config.prediction, config.snr_limit)
 
     @property
@@ -109,7 +113,13 @@ class Any2all(nn.Module):
         """The prior knows images alone."""
 
     def stages(self) -> tuple[Stage, ...]:
-        return (Stage("prior", self._forward, (Player("prior", self.prior.parameters, _loss),)),)
+        player = Player("prior", self.prior.parameters, _loss)
+        return (Stage("prior", self._forward, (player,), begin=self._begin),)
+
+    def _begin(self, data: Callable[[int], Batch]) -> None:
+        """Fit what a network with a time a modality begins with."""
+        if self.config.times == "own":
+            cast(StackNet, self.prior.net).begin(data)
 
     def _forward(self, batch: Batch, rng: Rng) -> Tensor:
         """Modalities a subject lacks are pure noise to the network and do not count in the loss."""

@@ -7,12 +7,14 @@ cross-attention to the tokens, a gated feed-forward layer, each after a layer no
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...core.contract import Batch
 from ...core.rng import Rng
 from ...diffusion.denoiser import Denoiser, expand
 from ...nn.attention import attend, picture
@@ -63,6 +65,9 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor, tokens: Tensor) -> Tensor:
         return self.both(x, label, tokens)[:, : x.shape[1]]
+
+    def begin(self, data: Callable[[int], Batch]) -> None:
+        """There is nothing to fix before training."""
 
     def both(self, x: Tensor, label: Tensor, tokens: Tensor) -> Tensor:
         return self.unet(x, label, tokens=tokens)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,11 @@ class Config:
     in training the prior's features come from a random subset of the modalities, as they do in use. `given`: how often
     the prior is shown that subset clean, at time 0, with all others noised (0: never, the paper); such a prior can be
     used with `known`="held", which shows it modalities that are known as they are, in place of noising them with the
-    rest and pulling. `tilt`: training times are drawn as u ** tilt of the whole, u uniform: above 1 more of the small
-    ones, where inference begins. `coupling`: how far the noise of neighbouring slices is alike (SD in slices, 0
-    independent). `spacing`: range of millimetres between voxels in the slice. `chunk`: slices per evaluation.
+    rest and pulling. `components`: of the mixture that such a prior estimates each voxel by, before its network does
+    better (0: a learned map, see `methods.stack`). `tilt`: training times are drawn as u ** tilt of the whole, u
+    uniform: above 1 more of the small ones, where inference begins. `coupling`: how far the noise of neighbouring
+    slices is alike (SD in slices, 0 independent). `spacing`: range of millimetres between voxels in the slice.
+    `chunk`: slices per evaluation.
     """
 
     modalities: tuple[str, ...]
@@ -78,6 +80,7 @@ class Config:
     prediction: Prediction = "noise"
     subsets: float = 0.75
     given: float = 0.0
+    components: int = 0
     tilt: float = 1.0
     known: Literal["noised", "held"] = "noised"
     start: int = 400
@@ -138,7 +141,11 @@ class APT(nn.Module):
         self.fusion = Fusion(width, features.heads)
         self.codebook = Codebook(config.modalities, width, config.memory)
         process = DDPM(config.timesteps, config.schedule)
-        net = StackNet(config.net, process) if config.given else Network(config.net, config.transformers)
+        net = (
+            StackNet(config.net, process, config.prediction, config.components)
+            if config.given
+            else Network(config.net, config.transformers)
+        )
         self.prior = Denoiser(net, process, config.prediction)
 
     # training
@@ -218,9 +225,10 @@ class APT(nn.Module):
         self.encoder.measure(images[present])
 
     def _begin_prior(self, data: Callable[[int], Batch]) -> None:
-        """Compute the codebook."""
+        """Compute the codebook; fit what the network begins with."""
         images, present = self._some_slices(data)
         self.codebook.fit(images, present, self.encoder.vectors, self._fused)
+        cast("StackNet | Network", self.prior.net).begin(data)
 
     def _some_slices(self, data: Callable[[int], Batch]) -> tuple[Tensor, Tensor]:
         """About `memory` training slices [N, M, X, Y] with presence [N, M]."""

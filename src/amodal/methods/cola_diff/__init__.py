@@ -48,7 +48,7 @@ def small() -> Config:
     learn = Learning(
         adversarial=0.02, critic_width=16, sharpen=0.05, prior=0.7, rate=1e-3, codec_rate=1e-3, balance=0.5, mean=0.5,
     )  # fmt: skip
-    return Config(BRAIN, codec, net, prediction="v", steps=10, voxel=(0.7, 2.0), learn=learn)
+    return Config(BRAIN, codec, net, components=12, prediction="v", steps=10, voxel=(0.7, 2.0), learn=learn)
 
 
 def tiny() -> Config:

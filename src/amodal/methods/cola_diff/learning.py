@@ -135,21 +135,32 @@ def _calibrate(method: ColaDiff) -> Callable[[Callable[[int], Batch]], None]:
         device = next(method.parameters()).device
         batches = [data(i).to(device) for i in range(MEASURED)]
         method.codec.calibrate(seen(method, b, Rng.of(0, len(b), "calibrate", i)) for i, b in enumerate(batches))
+        method.first.begin(data)
+        method.first.measure(guessed(method, b, Rng.of(0, len(b), "guess", i)) for i, b in enumerate(batches))
 
     return begin
+
+
+def guessed(method: ColaDiff, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor]:
+    """The latents of what a step of training wants, and its conditions."""
+    task, learn = training_task(method, batch, rng)
+    return wanted(method, batch, task, learn), method.conditions(batch, task)[0]
 
 
 def _noise(method: ColaDiff) -> Callable[[Batch, Rng], tuple[Tensor, dict[str, float]]]:
     def forward(batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, float]]:
         task, learn = training_task(method, batch, rng)
         y, known = method.conditions(batch, task)
-        x = batch.images[torch.arange(len(batch)), task.target][:, None]
-        x = torch.where(learn[:, None, None, None], x, torch.full_like(x, -1.0))
-        with torch.no_grad():
-            kappa = method.codec.encode(x)
-        return prior_loss(method, kappa, y, known, learn, rng)
+        return prior_loss(method, wanted(method, batch, task, learn), y, known, learn, rng)
 
     return forward
+
+
+@torch.no_grad()
+def wanted(method: ColaDiff, batch: Batch, task: Task, learn: Tensor) -> Tensor:
+    """kappa_0: the latents of the target of each sample, of background where there is nothing to learn."""
+    x = batch.images[torch.arange(len(batch)), task.target][:, None]
+    return method.codec.encode(torch.where(learn[:, None, None, None], x, torch.full_like(x, -1.0)))
 
 
 def training_task(method: ColaDiff, batch: Batch, rng: Rng) -> tuple[Task, Tensor]:
@@ -175,6 +186,7 @@ def prior_loss(
     eps = eps * seen
     x = alpha * kappa * seen + sigma * eps
     out, between = method.net(x, process.label(t), y, known).float().chunk(2, dim=1)
+    out = out + method.first(x, y, alpha, sigma)
     p, q = TARGETS[config.prediction](alpha, sigma)
     error = ((out - (p * kappa + q * eps)).square() * balance(method)).mean((1, 2, 3))
     guess = x0_from(out.detach(), x, alpha, sigma, config.prediction)

@@ -29,8 +29,8 @@ class NetConfig:
     """`channels`, `attention`: per level, fine to coarse. `blocks`: residual blocks per level and side. `width`,
     `depth`: of the mapping of conditions. `modified`: 1-3-1 blocks and AFF, or a plain U-Net. `fusion`: AFF before the
     network or on every level. `weighting`, `filtering`: auto-weight adaptation, cooperative filtering of the skips.
-    `join`: the weighed conditions are also added, through convolutions, to the encoder's first features (LDM joins them
-    to the noisy latent) and to what comes out: for each target its own, times a factor that the time decides.
+    `join`: the weighed conditions are also added, through a convolution, to the encoder's first features (LDM joins
+    them to the noisy latent).
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -122,17 +122,16 @@ class Block(nn.Module):
 
 
 class Mapping(nn.Module):
-    """Conditions y [B, C, X, Y] -> what is added to the decoder of each level, fine to coarse (`join`: to both ends).
+    """Conditions y [B, C, X, Y] -> what is added to the decoder of each level, fine to coarse (`join`: to the encoder).
 
     A token is 2 x 2 latent voxels, its place told from the centre. The finest level gets a token's four voxels back.
     """
 
-    def __init__(self, conditions: int, outputs: int, config: NetConfig):
+    def __init__(self, conditions: int, config: NetConfig):
         super().__init__()
         width = config.width
         self.weigh = AutoWeight(conditions) if config.weighting else nn.Identity()
-        ends = [conv(2, conditions, config.channels[0]), zero(conv(2, conditions, outputs))] if config.join else []
-        self.join = nn.ModuleList(ends)
+        self.join = nn.ModuleList([conv(2, conditions, config.channels[0])] if config.join else [])
         self.enter = conv(2, 4 * conditions, width, 1)
         heads = max(1, width // config.head_size)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(config.depth))
@@ -197,10 +196,8 @@ class LatentNet(nn.Module):
         before = (widths[0], *widths[:-1])
         modulated = [w for w in widths for _ in range(config.blocks)]
         modulated += [widths[-1]] * 2 + [w for w in reversed(widths) for _ in range(config.blocks)]
-        modulated += [latent] * config.join
-        self.targets = (vector - 1) // 2
         self.embed = Embedding(widths[0], 4 * widths[0], modulated, vector=vector)
-        self.mapping = Mapping(conditions, self.targets * latent, config)
+        self.mapping = Mapping(conditions, config)
         kind = Bottleneck if config.modified else None
         fuse = config.modified
         self.stem = Fusion(latent, widths[0], config.groups) if fuse else conv(2, latent, widths[0])
@@ -229,7 +226,7 @@ class LatentNet(nn.Module):
         return self.evaluate(x, label, self.maps(y), known)
 
     def maps(self, y: Tensor) -> list[Tensor]:
-        """What the conditions add to the decoder on each level; then with `join` to the encoder and to the output."""
+        """What the conditions add to the decoder on each level; then with `join` to the encoder."""
         if self.training or y.device.type != "cpu" or len(y) == 1:
             return self._maps(y)
         return [torch.cat(parts) for parts in zip(*(self._maps(part) for part in y.split(1)))]
@@ -247,18 +244,9 @@ class LatentNet(nn.Module):
     def _evaluate(self, x: Tensor, label: Tensor, maps: list[Tensor], known: Tensor) -> Tensor:
         spatial = x.shape[2:]
         x = self.stem(channels_last(pad_to(x.to(self.head.weight.dtype), self.multiple)))
-        modulation = self.embed(label, known)
-        x = channels_last(x + maps[-2] if self.config.join else x)
-        x = self.head(silu(normalise(self.body(x, modulation, maps), self.norm)))
-        return crop_to(self.direct(x, modulation[-1], maps[-1], known) if self.config.join else x, spatial).float()
-
-    def direct(self, x: Tensor, modulation: Tensor, given: Tensor, known: Tensor) -> Tensor:
-        """What comes out, [B, 2 latent, X, Y], with what the conditions add to its first half."""
-        made, between = x.chunk(2, dim=1)
-        wanted = known[:, self.targets : 2 * self.targets].argmax(1)
-        given = given.unflatten(1, (self.targets, -1))[torch.arange(len(x), device=x.device), wanted]
-        factor = 1 + modulation.chunk(2, dim=1)[0].to(x.dtype)
-        return torch.cat([made + factor[..., None, None] * given, between], dim=1)
+        x = channels_last(x + maps[-1] if self.config.join else x)
+        x = self.body(x, self.embed(label, known), maps)
+        return crop_to(self.head(silu(normalise(x, self.norm))), spatial).float()
 
     def body(self, x: Tensor, modulation: list[Tensor], maps: list[Tensor]) -> Tensor:
         """Encoder, middle and decoder: [B, channels[0], X, Y] -> the same shape."""

@@ -8,7 +8,8 @@
     Eq. 5   loss: squared error of the noise + divergence of the true from the predicted posterior
 
 Beyond the paper, each a setting: any target from any subset by one network (a target embedding, conditions dropped in
-training); v prediction, whose single step from pure noise is the posterior mean.
+training); v prediction, whose single step from pure noise is the posterior mean; a network that adds to what every
+voxel says by itself.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ...diffusion.process import DDPM
 from ...diffusion.samplers import ddim
 from ...nn.layout import crop_to
 from .conditions import CLASSES, Task, guidance, source_of
+from .estimate import FirstGuess
 from .fastdpm import Selection, times
 from .learning import Learning, stages
 from .network import LatentNet, NetConfig
@@ -37,9 +39,10 @@ from .network import LatentNet, NetConfig
 @dataclass(frozen=True)
 class Config:
     """`target`: the one modality made (the paper trains a network a target), "" for any. `guidance`: conditions by
-    tissue maps. `steps`, `selection`, `kappa`: FastDPM's number of steps, their choice, and how random they are (0: Eq.
-    2, 1: ancestral). `size`: of a slice (0: as it comes), `voxel`: the range of its spacing in mm. `chunk`: slices per
-    evaluation.
+    tissue maps. `components`: of the mixture whose estimate of the target, voxel by voxel from what is given, is a
+    condition too, and what the network adds to (0: the paper, none). `steps`, `selection`, `kappa`: FastDPM's number of
+    steps, their choice, and how random they are (0: Eq. 2, 1: ancestral). `size`: of a slice (0: as it comes), `voxel`:
+    the range of its spacing in mm. `chunk`: slices per evaluation.
     """
 
     modalities: tuple[str, ...]
@@ -47,6 +50,7 @@ class Config:
     net: NetConfig
     target: str = ""
     guidance: bool = True
+    components: int = 0
     timesteps: int = 1000
     prediction: Prediction = "noise"
     steps: int = 50
@@ -66,7 +70,7 @@ class Config:
     @property
     def conditions(self) -> int:
         """Channels of y."""
-        return self.codec.channels * (len(self.modalities) + CLASSES * self.guidance)
+        return self.codec.channels * (len(self.modalities) + CLASSES * self.guidance + (self.components > 0))
 
 
 class ColaDiff(nn.Module):
@@ -79,6 +83,7 @@ class ColaDiff(nn.Module):
         self.config, self.modalities = config, config.modalities
         self.process = DDPM(config.timesteps, "linear")
         self.codec = KLCodec(config.codec)
+        self.first = FirstGuess(config.codec.channels, len(self.modalities), config.components, config.prediction)
         self.net = LatentNet(config.net, config.codec.channels, config.conditions, 2 * len(config.modalities) + 1)
         self.critic = config.learn.critic()
 
@@ -104,6 +109,9 @@ class ColaDiff(nn.Module):
         batch: images of the N samples of the task. y [N, conditions, X / factor, Y / factor].
         """
         latents = self._encode(batch.images, task.given)
+        if self.config.components:
+            guess = self.first.image(batch.images, task)
+            latents = torch.cat([self._encode(guess, torch.ones_like(task.given[:, :1])), latents], dim=1)
         if not self.config.guidance:
             return latents, task.vector(torch.full_like(task.target, -1))
         known = batch.metadata or {}
@@ -171,7 +179,7 @@ class ColaDiff(nn.Module):
         for i, k in enumerate(draws):
             own = Rng([seed_of(seed, "target", name, *([] if k is None else [k])) for seed, name in keys])
             noise = own.normal(self.codec.channels, *y.shape[2:]).to(y) * (not self._means(count))
-            z = self._sample(maps, known, noise, own, share(progress, i, len(draws)))
+            z = self._sample(maps, y, known, noise, own, share(progress, i, len(draws)))
             made.append(crop_to(self.codec.decode(z), batch.images.shape[2:])[:, 0].clamp(-1, 1))
         return torch.stack(made)
 
@@ -179,15 +187,18 @@ class ColaDiff(nn.Module):
         """Whether one step makes the posterior mean: its start tells nothing of the image, so noise would only show."""
         return count is None and self.config.steps == 1 and self.config.prediction in ("v", "x0")
 
-    def _sample(self, maps: list[Tensor], known: Tensor, noise: Tensor, rng: Rng, progress: Progress | None) -> Tensor:
+    def _sample(
+        self, maps: list[Tensor], y: Tensor, known: Tensor, noise: Tensor, rng: Rng, progress: Progress | None
+    ) -> Tensor:
         config = self.config
         when = times(config.timesteps, config.steps, config.selection)
-        return ddim(self._denoise(maps, known), self.process, noise, when, rng, config.kappa, progress)
+        return ddim(self._denoise(maps, y, known), self.process, noise, when, rng, config.kappa, progress)
 
-    def _denoise(self, maps: list[Tensor], known: Tensor) -> Denoise:
+    def _denoise(self, maps: list[Tensor], y: Tensor, known: Tensor) -> Denoise:
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             alpha, sigma = (v[:, None, None, None] for v in self.process.at(t))
             out, _ = self.net.evaluate(x, self.process.label(t), maps, known).chunk(2, dim=1)
+            out = out + self.first(x.float(), y, alpha, sigma)
             return x0_from(out, x.float(), alpha, sigma, config.prediction)
 
         config = self.config

@@ -1,0 +1,78 @@
+"""What the network begins with: the mixture's image, and the Gaussian around its latent in closed form."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from amodal.core.contract import Batch
+from amodal.core.rng import Rng
+from amodal.diffusion.denoiser import TARGETS, x0_from
+from amodal.methods import cola_diff
+from amodal.methods.cola_diff.conditions import Task
+from amodal.methods.cola_diff.estimate import FirstGuess
+
+C = 3
+
+
+def stacks(n: int = 4, size: int = 32) -> torch.Tensor:
+    """Two tissues in patches: the second modality is bright where the first is dark, the third follows both."""
+    which = Rng.of(0, n, "tissue").uniform(1, size // 8, size // 8).gt(0.5).float()
+    first = torch.nn.functional.interpolate(which, scale_factor=8) * 1.2 - 0.6
+    first = first + 0.1 * Rng.of(1, n).normal(1, size, size)
+    return torch.cat([first, -0.7 * first, 0.5 * first.abs() - 0.2, 0.3 * first], dim=1)
+
+
+@pytest.mark.parametrize("prediction", TARGETS)
+def test_the_beginning_is_the_gaussian_posterior_of_the_latent(prediction):
+    """kappa_0 ~ N(guess, v) and kappa_t = alpha kappa_0 + sigma eps, the mean by precisions."""
+    first = FirstGuess(C, 4, 2, prediction)
+    v = torch.tensor([0.1, 0.5, 2.0])
+    first.variance.copy_(v)
+    x, y = torch.randn(2, C, 4, 4), torch.randn(2, 2 * C, 4, 4)
+    alpha = torch.tensor([0.8, 0.1]).reshape(2, 1, 1, 1)
+    sigma = (1 - alpha**2).sqrt()
+    made = x0_from(first(x, y, alpha, sigma), x, alpha, sigma, prediction)
+    wide = v[:, None, None]
+    expected = (y[:, :C] / wide + alpha * x / sigma**2) / (1 / wide + alpha**2 / sigma**2)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_without_components_the_network_is_alone():
+    first = FirstGuess(C, 4, 0, "v")
+    x = torch.randn(2, C, 4, 4)
+    assert not first(x, x, torch.full((2, 1, 1, 1), 0.5), torch.full((2, 1, 1, 1), 0.8)).any()
+    assert not list(first.state_dict())
+
+
+def test_the_image_is_made_from_what_is_given_alone():
+    first, images = FirstGuess(C, 4, 6, "v"), stacks()
+    first.begin(lambda k: Batch(stacks(), torch.ones(4, 4, 1, 1, dtype=torch.bool)))
+    given = torch.tensor([[True, False, True, False]]).expand(4, 4)
+    task = Task(given, torch.tensor([1, 1, 3, 3]), torch.ones(4, dtype=torch.bool))
+    made = first.image(images, task)
+    wanted = torch.stack([images[0, 1], images[1, 1], images[2, 3], images[3, 3]])[:, None]
+    assert float((made - wanted).square().mean()) < 0.01 < 0.1 * float(wanted.var())
+    hidden = torch.where(given[..., None, None], images, torch.full_like(images, 0.9))
+    assert torch.equal(first.image(hidden, task), made)
+
+
+def test_the_first_step_of_training_fixes_how_far_latents_lie_from_their_estimates():
+    config = dataclasses.replace(cola_diff.tiny(), components=6, guidance=False)
+    torch.manual_seed(0)
+    method = cola_diff.build(config)
+    batch = Batch(stacks(), torch.ones(4, 4, 1, 1, dtype=torch.bool))
+    method.stages()[-1].begin(lambda k: batch)
+    variance = method.first.variance
+    # latents have unit variance; contrasts that follow from one another are known far better than that
+    assert (variance > 0).all() and float(variance.mean()) < 0.5
+    out = method.complete(
+        Batch(batch.images, torch.tensor([True, False, True, True]).reshape(1, 4, 1, 1)), Rng.of(0, 4)
+    )
+    assert torch.equal(out[:, 0], batch.images[:, 0])
+    made = method.codec(method.first.image(batch.images, Task(
+        torch.tensor([[True, False, True, True]]).expand(4, 4), torch.ones(4).long(), torch.ones(4, dtype=torch.bool)
+    )))  # fmt: skip
+    # an untrained network adds nothing to the estimate
+    steps_away = (out[:, 1] - made[:, 0].clamp(-1, 1)).abs().mean().detach()
+    assert float(steps_away) < 0.1
