@@ -59,6 +59,7 @@ ROWS: dict[str, dict[str, Settings]] = {
     "prior": {
         "zero": {**AT_400, "guess": "zero"},
         "noise": {**AT_400, "guess": "noise"},
+        "mean": {**AT_400, "guess": "mean", "known": "held"},
         "random": {**AT_400, "guess": "random"},
         "adaptive, by votes": {**AT_400, "ranking": "votes"},
         "adaptive, by error": {**AT_400, "ranking": "error"},
@@ -260,7 +261,7 @@ def run(args: argparse.Namespace, model: Model) -> dict[str, Any]:
         rows = {name: with_features_of(method, shift) for name, shift in (("the slice's own", 0), ("another's", 1))}
         return table(rows, subjects, single, args.seeds)
     if args.what == "guess":
-        rows = {name: guesses(method, s) for name, s in ROWS["prior"].items() if name not in ("zero", "noise")}
+        rows = {name: guesses(method, s) for name, s in ROWS["prior"].items() if name not in ("zero", "noise", "mean")}
         return table(rows, subjects, single, args.seeds)
     chosen = {name: with_settings(method, s) for name, s in ROWS[args.what].items() if args.only in name}
     return table(chosen, subjects, single, args.seeds)

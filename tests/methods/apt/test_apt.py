@@ -13,8 +13,10 @@ from amodal.core.contract import Batch
 from amodal.core.errors import InputError
 from amodal.core.rng import Rng
 from amodal.diffusion.bends import clip
+from amodal.diffusion.coupling import couple
 from amodal.diffusion.process import DDPM
 from amodal.methods import apt
+from amodal.methods.apt import system
 from amodal.methods.apt.features.vit import ViT, ViTConfig
 from amodal.methods.apt.inference import stage1
 from amodal.nn.count import flops, parameters
@@ -87,7 +89,8 @@ def test_presets_build_for_any_modalities(preset):
         ("net.tokens=7", "features are 32 wide"),
         ("start=2000", "choose 1 to 1000 for start"),
         ("steps=500", "1 to start"),
-        ("guess=best", "choose one of adaptive, random, noise, zero"),
+        ("guess=best", "choose one of adaptive, mean, random, noise, zero"),
+        ("guess=mean", "add known=held"),
         ("known=held", "needs given above 0 and net.times=4"),
         ("given=0.5", "needs given above 0 and net.times=4"),
     ],
@@ -281,6 +284,21 @@ def test_guidance_pulls_towards_what_is_known():
         return torch.where(present, x0 - data.images, torch.zeros_like(x0)).norm()
 
     assert miss(1.0) < miss(0.0)
+
+
+def test_the_mean_is_one_evaluation_from_noise_given_what_is_shown(monkeypatch):
+    """It is what stage 1 is handed in place of the book's guess."""
+    data, method = batch(1), build(**SHOWN, guess="mean", unroll=0)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(system, "stage1", lambda *args: seen.append(args[2]) or stage1(*args))
+    method.complete(data, Rng.of(0, 3))
+    present = data.present.expand_as(data.images)
+    images = torch.where(present, data.images, torch.full_like(data.images, -1.0))
+    noise = couple(Rng.of(0, 3), method.config.coupling).normal_like(images)
+    with torch.no_grad():
+        tokens = method._tokens(images, present)
+        expected = method._bent(images, present, tokens)(noise, torch.full((3,), 1000.0))
+    assert torch.equal(seen[0], expected) and torch.equal(expected[present], images[present])
 
 
 def test_patch_tokens_are_another_condition():

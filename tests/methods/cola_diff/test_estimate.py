@@ -70,9 +70,9 @@ def test_the_first_step_of_training_fixes_how_far_latents_lie_from_their_estimat
         Batch(batch.images, torch.tensor([True, False, True, True]).reshape(1, 4, 1, 1)), Rng.of(0, 4)
     )
     assert torch.equal(out[:, 0], batch.images[:, 0])
-    made = method.codec(method.first.image(batch.images, Task(
-        torch.tensor([[True, False, True, True]]).expand(4, 4), torch.ones(4).long(), torch.ones(4, dtype=torch.bool)
-    )))  # fmt: skip
-    # an untrained network adds nothing to the estimate
-    steps_away = (out[:, 1] - made[:, 0].clamp(-1, 1)).abs().mean().detach()
-    assert float(steps_away) < 0.1
+    task = Task(torch.tensor([[True, False, True, True]]).expand(4, 4), torch.ones(4).long(), torch.ones(4).bool())
+    estimate = method.first.image(batch.images, task)[:, 0]
+    # an untrained network adds nothing to the estimate but for the noise of its last steps, and the codec takes nothing
+    assert (
+        float((out[:, 1] - estimate).abs().mean().detach()) < 0.05 < float((estimate - batch.images[:, 0]).abs().mean())
+    )

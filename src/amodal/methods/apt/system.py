@@ -35,7 +35,7 @@ from .guidance import pull
 from .inference import stage1, stage2
 from .network import Network, variance_loss
 
-Guess = Literal["adaptive", "random", "noise", "zero"]
+Guess = Literal["adaptive", "mean", "random", "noise", "zero"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class FeatureConfig:
 @dataclass(frozen=True)
 class Config:
     """`start` M and `steps` S of stage 1; `near`, `unroll` N (0: no stage 2) and `weight` w of stage 2. `guess`: what
-    stage 1 begins with. `ranking`: sources by the features' votes (the paper) or by their error. `retrieve`: take the
+    stage 1 begins with, "adaptive" out of the book (the paper) or the "mean" that one evaluation of a prior with
+    `known`="held" tells. `ranking`: sources by the features' votes (the paper) or by their error. `retrieve`: take the
     curves and scales of so many most similar training slices in place of the table's (0). `guidance`: "pull", the
     gradient step of Eq. 4 with `strength` alpha; "exact", the step that needs no strength; "none". `subsets`: how often
     in training the prior's features come from a random subset of the modalities, as they do in use. `given`: how often
@@ -114,6 +115,8 @@ class Config:
                 f"given={self.given}, known={self.known}, net.times={self.net.times}: a prior that is shown known "
                 f"modalities clean needs given above 0 and net.times={n}; any other has net.times=1 and known=noised."
             )
+        if self.guess == "mean" and self.known != "held":
+            raise InputError("guess=mean: only a prior that is shown what is known can tell it; add known=held.")
         if self.given and (self.transformers or self.net.out_channels != n):
             raise InputError(
                 f"given={self.given}: choose net.out_channels={n} and transformers=false with it, or given=0."
@@ -259,8 +262,10 @@ class APT(nn.Module):
         parts, noise = (config.steps, config.unroll), couple(rng, config.coupling)
         with torch.no_grad():
             tokens = self._tokens(images, present)
-            guess = torch.where(present, images, self._guess(images, present, rng))
             denoise = chunked(lambda part: self._bent(images[part], present[part], tokens[part]), config.chunk)
+            guess = torch.where(present, images, self._guess(images, present, rng))
+            if config.guess == "mean":  # what the prior expects of noise, given what it is shown
+                guess = denoise(guess, torch.full_like(images[:, 0, 0, 0], process.end))
             x0 = stage1(denoise, process, guess, config.start, config.steps, noise, _part(progress, parts, 0))
             if config.unroll:
                 stride = max(1, round(config.start / config.steps))
@@ -296,10 +301,10 @@ class APT(nn.Module):
     def _guess(self, images: Tensor, present: Tensor, rng: Rng) -> Tensor:
         """What stage 1 begins with, [B, M, X, Y]."""
         config, book = self.config, self.codebook
-        if config.guess in ("noise", "zero"):
-            return (
-                torch.zeros_like(images) if config.guess == "zero" else couple(rng, config.coupling).normal_like(images)
-            )
+        if config.guess == "zero":
+            return torch.zeros_like(images)
+        if config.guess in ("noise", "mean"):
+            return couple(rng, config.coupling).normal_like(images)
         if config.guess == "random":
             return torch.stack(
                 [self._random(i, p, u) for i, p, u in zip(images, present, rng.uniform(2, len(images[0])))]

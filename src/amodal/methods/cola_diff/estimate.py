@@ -21,7 +21,8 @@ class FirstGuess(nn.Module):
 
         E[kappa_0 | kappa_t, kappa^] = kappa^ + alpha v / (alpha^2 v + sigma^2) (kappa_t - alpha kappa^)
 
-    is what the network begins with, at every time. Without components there is none of it.
+    is what the network begins with, at every time; and what the codec loses of the image, x^ - D(kappa^), is added to
+    what is made. Without components there is none of it.
     """
 
     def __init__(self, channels: int, modalities: int, components: int, prediction: Prediction):

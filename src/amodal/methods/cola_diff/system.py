@@ -173,15 +173,25 @@ class ColaDiff(nn.Module):
         task = Task(given, target, torch.ones_like(target, dtype=torch.bool))
         metadata = None if batch.metadata is None else {k: v[row] for k, v in batch.metadata.items()}
         y, known = self.conditions(Batch(batch.images[row], given, metadata), task)
-        maps, made = self.net.maps(y), []
+        maps, lost, made = self.net.maps(y), self._lost(batch.images[row], task, y), []
         keys = [(rng.seeds[r], self.modalities[m]) for r, m in part.tolist()]
         draws = [None] if count is None else range(count)
         for i, k in enumerate(draws):
             own = Rng([seed_of(seed, "target", name, *([] if k is None else [k])) for seed, name in keys])
             noise = own.normal(self.codec.channels, *y.shape[2:]).to(y) * (not self._means(count))
             z = self._sample(maps, y, known, noise, own, share(progress, i, len(draws)))
-            made.append(crop_to(self.codec.decode(z), batch.images.shape[2:])[:, 0].clamp(-1, 1))
+            made.append((self._decode(z, batch.images) + lost).clamp(-1, 1))
         return torch.stack(made)
+
+    def _decode(self, z: Tensor, like: Tensor) -> Tensor:
+        """Latents [N, channels, ...] -> images [N, X, Y]."""
+        return crop_to(self.codec.decode(z), like.shape[2:])[:, 0]
+
+    def _lost(self, images: Tensor, task: Task, y: Tensor) -> Tensor:
+        """What the codec would lose of the estimate [N, X, Y]: it is kept."""
+        if not self.config.components:
+            return images.new_zeros(())
+        return self.first.image(images, task)[:, 0] - self._decode(y[:, : self.codec.channels], images)
 
     def _means(self, count: int | None) -> bool:
         """Whether one step makes the posterior mean: its start tells nothing of the image, so noise would only show."""
