@@ -50,7 +50,9 @@ HEAD = -0.9
 Settings = dict[str, Any]
 Made = Callable[[Batch, int], Tensor]  # (slices with some hidden, seed) -> completed slices
 
-ALONE: Settings = {"unroll": 0}  # stage 1 by itself
+BOTH: Settings = {"guess": "adaptive"}  # both stages, begun by the book
+MEAN: Settings = {"guess": "mean", "steps": 0}  # no stage: what the prior expects, given what it is shown
+ALONE: Settings = {**BOTH, "unroll": 0}  # stage 1 by itself
 AT_400: Settings = {**ALONE, "start": 400}  # the paper's M
 NOISED: Settings = {**ALONE, "known": "noised"}
 ROWS: dict[str, dict[str, Settings]] = {
@@ -65,7 +67,7 @@ ROWS: dict[str, dict[str, Settings]] = {
         "adaptive, by error": {**AT_400, "ranking": "error"},
         "adaptive, 8 retrieved": {**AT_400, "retrieve": 8},
     },
-    "unroll": {f"N = {n}": {"unroll": n} for n in (0, 5, 10, 25, 50)},
+    "unroll": {f"N = {n}": {**BOTH, "unroll": n} for n in (0, 5, 10, 25, 50)},
     "parts": {
         "U, M = 1000, S = 50": {**AT_400, "guess": "noise", "start": 1000, "steps": 50},
         "U, M = 1000, S = 20": {**AT_400, "guess": "noise", "start": 1000, "steps": 20},
@@ -225,7 +227,8 @@ def stripes(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     images, last, out = next(stacks(args, model)), len(model.modalities) - 1, {}
     head = np.moveaxis((images > HEAD).any(1).numpy(), 0, -1)
     truth = np.moveaxis(((images[:, last] + 1) / 2).numpy(), 0, -1)
-    rows = {"stage 1": ALONE, "both stages": {}, "both stages, slices not coupled": {"coupling": 0.0}}
+    rows = {"stage 1": ALONE, "both stages": BOTH, "both stages, slices not coupled": {**BOTH, "coupling": 0.0}}
+    rows["the mean"] = MEAN
     for name, settings in rows.items():
         start = time.perf_counter()
         made = with_settings(model.method, settings)(hide(images, (last,)), 0)
@@ -245,15 +248,15 @@ def run(args: argparse.Namespace, model: Model) -> dict[str, Any]:
     single = [(m,) for m in range(n)]
     if args.what == "patterns":
         every = [hidden for size in range(1, n) for hidden in combinations(range(n), size)]
-        once: Settings = {**ALONE, "steps": 1}
-        settings = {"APT": {}, "one step": once, "one step from noise": {**once, "start": 1000, "guess": "noise"}}
+        settings = {"both stages": BOTH, "both stages from the mean": {"guess": "mean"}, "the mean": MEAN}
         rows = {name: with_settings(method, s) for name, s in settings.items() if args.only in name}
         found = table(rows, subjects, every, args.seeds)
         return found | table({kind: baseline(model, kind) for kind in KINDS}, subjects, every, 1)
     if args.what == "cost":
         rows = {
-            "APT, both stages": with_settings(method, {}), "APT, stage 1": with_settings(method, ALONE),
-            **{f"DDIM from noise, {s}": plain(method, s, 1000, "noise") for s in (1, 10, 20)},
+            "both stages": with_settings(method, BOTH), "stage 1": with_settings(method, ALONE),
+            "the mean": with_settings(method, MEAN),
+            **{f"DDIM from noise, {s}": plain(method, s, 1000, "noise") for s in (10, 20)},
             **{f"DDIM from the guess, {s}": plain(method, s, method.config.start, "adaptive") for s in (5,)},
         }  # fmt: skip
         return table(rows, subjects, single, args.seeds)

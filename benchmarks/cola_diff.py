@@ -3,8 +3,8 @@
 Both data sets as `amodal phantom` makes them (or real ones). One codec is trained for all, and measured: what it loses
 no network brings back. Measured on TEST, whose subjects are never trained on:
 
-- the paper's Table 2 (top): networks that make --target alone, with its four components taken out one by one, --seeds
-  times each, for --steps each: PSNR, SSIM and their SD over seeds
+- the paper's Table 2 (top): networks that make --target alone, with its four components taken out one by one, and with
+  ours beside them, --seeds times each, for --steps each: PSNR, SSIM and their SD over seeds
 - one network that makes any contrast from any others, for --any-minutes: every contrast from all others beside both
   baselines; the target from more and more inputs (Table 2, bottom); how the SD map of 8 draws correlates with the
   absolute error of their mean, in the head, in every fourth slice of the first subjects
@@ -42,13 +42,15 @@ from amodal.model import Model
 from amodal.train.engine import fit
 from amodal.train.plan import Plan
 
+PAPER = "components=0"  # conditions alone, no estimate to begin with
 # what is taken out, as settings of the config
 ROWS: dict[str, tuple[str, ...]] = {
-    "all": (),
-    "without the modified network": ("net.modified=false",),
-    "without structural guidance": ("guidance=false",),
-    "without auto-weight adaptation": ("net.weighting=false",),
-    "without cooperative filtering": ("net.filtering=false",),
+    "all": (PAPER,),
+    "without the modified network": (PAPER, "net.modified=false"),
+    "without structural guidance": (PAPER, "guidance=false"),
+    "without auto-weight adaptation": (PAPER, "net.weighting=false"),
+    "without cooperative filtering": (PAPER, "net.filtering=false"),
+    "all, and begun with the voxelwise estimate": (),
 }
 GROWING = ("T1w", "T1Gd", "FLAIR", "T2w")  # inputs, one more at a time (less the target)
 WARMUP, EMA = 50, 0.99  # of the runs, which are short
@@ -154,11 +156,15 @@ def model_of(args: argparse.Namespace, settings: tuple[str, ...], name: str, pla
     return Model("cola_diff", net, cola_diff.grid(config), cache.windows(), {"baselines": args.baselines})
 
 
+def slug(row: str) -> str:
+    return row.replace(",", "").replace(" ", "-")
+
+
 def run_row(args: argparse.Namespace, row: str, seed: int, cache: Cache, subjects: list[Study]) -> Any:
     """A network of one target, trained and measured."""
     settings = (*ROWS[row], f"target={args.target}", *args.row_set)
     plan = Plan(steps=args.steps, batch=args.batch, seed=seed, warmup=WARMUP, ema=EMA)
-    model = model_of(args, settings, f"{row.replace(' ', '-')}-{seed}", plan, cache)
+    model = model_of(args, settings, f"{slug(row)}-{seed}", plan, cache)
     return scored(model, subjects, lambda t: tuple(m for m in model.modalities if m != t), (args.target,))
 
 
@@ -236,7 +242,7 @@ def main() -> None:
     found = {"codec": kept(args.out / "codec.json", lambda: reconstructed(codec, subjects)), "rows": {}}
     for seed in range(args.seeds):  # a seed of all rows before the next: stopped early, the rows are comparable
         for row in args.rows:
-            path = args.out / f"{row.replace(' ', '-')}-{seed}.json"
+            path = args.out / f"{slug(row)}-{seed}.json"
             found["rows"].setdefault(row, []).append(kept(path, partial(run_row, args, row, seed, cache, subjects)))
     if args.any_minutes:
         found["any"] = kept(args.out / "any.json", lambda: run_any(args, cache, subjects))

@@ -10,7 +10,7 @@ from amodal.core.rng import Rng
 from amodal.diffusion.denoiser import TARGETS, target, x0_from
 from amodal.diffusion.process import DDPM
 from amodal.methods.stack import StackNet
-from amodal.nn.mixture import Mixture, monomials
+from amodal.nn.mixture import Mixture, fit, monomials
 from amodal.nn.unet import UNetConfig
 
 M, K = 3, 4
@@ -124,6 +124,21 @@ def test_the_fit_is_better_than_any_quadratic_where_contrast_is_lost(apart):
     w = torch.linalg.lstsq(features[0], x[:, 2]).solution
     errors = [float(((g - test[:, 2]) ** 2).mean()) for g in (guess, features[1] @ w)]
     assert errors[0] < 0.5 * errors[1]
+
+
+def test_only_bright_voxels_can_be_asked_for(apart):
+    """Of a picture that is half background, the clusters alone; a modality that is absent does not make one bright."""
+    x, _ = drawn(apart, 4096)
+    images = torch.full((1, M, 64, 128), -1.0)
+    images[..., :64] = x.T.reshape(1, M, 64, 64)
+    images[:, 2, :, 64:] = 1.0
+    present = torch.tensor([True, True, False]).reshape(1, M, 1, 1)
+    fitted = Mixture(M, K)
+    fit(fitted, lambda k: Batch(images, present), above=-0.95)
+    near = torch.cdist(fitted.means[:, :2], torch.tensor([[-1.0, -1.0]]))
+    assert float(near.min()) > 0.1
+    fit(fitted, lambda k: Batch(images, present))
+    assert float(torch.cdist(fitted.means[:, :2], torch.tensor([[-1.0, -1.0]])).min()) < 0.02
 
 
 @pytest.mark.parametrize("prediction", TARGETS)

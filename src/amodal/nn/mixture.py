@@ -115,16 +115,19 @@ class Mixture(nn.Module):
         return likelihood / max(total, 1)
 
 
-def fit(mixture: Mixture, data: Callable[[int], Batch]) -> float:
-    """Fit a mixture to voxels of the first training batches (batch number -> Batch)."""
+def fit(mixture: Mixture, data: Callable[[int], Batch], above: float = -torch.inf) -> float:
+    """Fit a mixture to voxels of the first training batches (batch number -> Batch), of those that are brighter than
+    `above` in one of the modalities that are there."""
     rng, where = Rng.of(0, 1, "voxels"), mixture.means.device
     found: list[tuple[Tensor, Tensor]] = []
     for k in range(BATCHES):
         batch = data(k)
         stacks = batch.images, batch.present.expand_as(batch.images)
         images, present = (v.to(where).movedim(1, -1).flatten(0, -2) for v in stacks)
+        bright = torch.where(present, images, -torch.inf).amax(1) > above
+        images, present = images[bright], present[bright]
         at = (rng.uniform(VOXELS // BATCHES)[0] * len(images)).long().to(where)
-        found.append((images[at], present[at]))
+        found += [(images[at], present[at])] if len(images) else []
     images, present = map(torch.cat, zip(*found))
     return mixture.fit(images, present, rng)
 

@@ -88,7 +88,7 @@ def test_presets_build_for_any_modalities(preset):
         ("net.out_channels=5", "net.in_channels=4 and net.out_channels=4"),
         ("net.tokens=7", "features are 32 wide"),
         ("start=2000", "choose 1 to 1000 for start"),
-        ("steps=500", "1 to start"),
+        ("steps=500", "0 to start"),
         ("guess=best", "choose one of adaptive, mean, random, noise, zero"),
         ("guess=mean", "add known=held"),
         ("known=held", "needs given above 0 and net.times=4"),
@@ -299,6 +299,10 @@ def test_the_mean_is_one_evaluation_from_noise_given_what_is_shown(monkeypatch):
         tokens = method._tokens(images, present)
         expected = method._bent(images, present, tokens)(noise, torch.full((3,), 1000.0))
     assert torch.equal(seen[0], expected) and torch.equal(expected[present], images[present])
+    # one image is that mean, several are draws
+    assert (method.steps_for(1), method.steps_for(8), build().steps_for(1)) == (0, TINY.steps, TINY.steps)
+    alone = build(**SHOWN, guess="mean", steps=0)
+    assert torch.equal(alone.complete(data, Rng.of(0, 3)), expected.clamp(-1, 1)) and alone.sampler == "apt-mean"
 
 
 def test_patch_tokens_are_another_condition():

@@ -53,6 +53,10 @@ def test_the_image_is_made_from_what_is_given_alone():
     made = first.image(images, task)
     wanted = torch.stack([images[0, 1], images[1, 1], images[2, 3], images[3, 3]])[:, None]
     assert float((made - wanted).square().mean()) < 0.01 < 0.1 * float(wanted.var())
+    dark = torch.where(torch.arange(32) < 8, torch.full_like(images, -1.0), images)
+    assert (first.image(dark, task)[..., :8] == -1).all() and torch.equal(
+        first.image(dark, task)[..., 8:], made[..., 8:]
+    )
     hidden = torch.where(given[..., None, None], images, torch.full_like(images, 0.9))
     assert torch.equal(first.image(hidden, task), made)
 

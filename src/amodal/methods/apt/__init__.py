@@ -57,10 +57,12 @@ def published(which: str = "brats") -> Config:
 
 
 def small() -> Config:
-    """A network that runs at half resolution, with an encoder of its own; what is known is shown clean."""
+    """A network that runs at half resolution, with an encoder of its own; what is known is shown clean, and one image
+    is the posterior mean."""
     return Config(
         BRAIN, _unet(4, (32, 64, 96, 128), 32, 96, 16, shown=True), FeatureConfig(share=0.05), prediction="v",
-        given=1.0, tilt=1.3, known="held", ranking="error", start=200, steps=5, unroll=10, coupling=3.0,
+        given=1.0, components=12, tilt=1.3, known="held", guess="mean", ranking="error", start=200, steps=5, unroll=10,
+        coupling=3.0,
     )  # fmt: skip
 
 

@@ -57,9 +57,9 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """`start` M and `steps` S of stage 1; `near`, `unroll` N (0: no stage 2) and `weight` w of stage 2. `guess`: what
-    stage 1 begins with, "adaptive" out of the book (the paper) or the "mean" that one evaluation of a prior with
-    `known`="held" tells. `ranking`: sources by the features' votes (the paper) or by their error. `retrieve`: take the
+    """`start` M and `steps` S of stage 1 (0: no stage at all); `near`, `unroll` N (0: no stage 2) and `weight` w of
+    stage 2. `guess`: what stage 1 begins with, "adaptive" out of the book (the paper) or the "mean" that one evaluation
+    of a prior with `known`="held" tells. `ranking`: sources by the features' votes (the paper) or by their error. `retrieve`: take the
     curves and scales of so many most similar training slices in place of the table's (0). `guidance`: "pull", the
     gradient step of Eq. 4 with `strength` alpha; "exact", the step that needs no strength; "none". `subsets`: how often
     in training the prior's features come from a random subset of the modalities, as they do in use. `given`: how often
@@ -121,10 +121,10 @@ class Config:
             raise InputError(
                 f"given={self.given}: choose net.out_channels={n} and transformers=false with it, or given=0."
             )
-        if not (0 < self.start <= self.timesteps and 0 < self.near <= self.start and 0 < self.steps <= self.start):
+        if not (0 < self.start <= self.timesteps and 0 < self.near <= self.start and 0 <= self.steps <= self.start):
             raise InputError(
                 f"start={self.start}, steps={self.steps}, near={self.near}: choose 1 to {self.timesteps} for start, "
-                "and 1 to start for the others."
+                "1 to start for near, and 0 to start for steps."
             )
 
 
@@ -244,13 +244,16 @@ class APT(nn.Module):
 
     @property
     def sampler(self) -> str:
+        if not self.config.steps:
+            return f"apt-{self.config.guess}"
         return f"apt-{self.config.guess}-renoise" + ("-unroll" if self.config.unroll else "")
 
     def encode_metadata(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """The method does not use metadata."""
 
     def steps_for(self, samples: int) -> int:
-        return self.config.steps
+        """How many steps unless told: one image is the posterior mean, where the prior tells it; several are draws."""
+        return 0 if samples == 1 and self.config.guess == "mean" else self.config.steps
 
     def complete(self, batch: Batch, rng: Rng, progress: Progress | None = None) -> Tensor:
         """Fill in slices [B, M, X, Y]; what is present comes back bit for bit."""
@@ -266,6 +269,8 @@ class APT(nn.Module):
             guess = torch.where(present, images, self._guess(images, present, rng))
             if config.guess == "mean":  # what the prior expects of noise, given what it is shown
                 guess = denoise(guess, torch.full_like(images[:, 0, 0, 0], process.end))
+            if not config.steps:
+                return torch.where(present, batch.images, guess.clamp(-1, 1).to(batch.images.dtype))
             x0 = stage1(denoise, process, guess, config.start, config.steps, noise, _part(progress, parts, 0))
             if config.unroll:
                 stride = max(1, round(config.start / config.steps))

@@ -12,6 +12,7 @@ from ...diffusion.denoiser import Prediction, target
 from ...nn.mixture import Mixture, fit
 from .conditions import Task
 
+HEAD = -0.9  # the mixture is one of voxels where any modality is brighter than this, of [-1, 1]
 FEWEST = 1e-4  # variance of a latent channel around its estimate, at least
 
 
@@ -43,16 +44,18 @@ class FirstGuess(nn.Module):
 
     @torch.no_grad()
     def image(self, images: Tensor, task: Task) -> Tensor:
-        """[N, M, X, Y] -> the estimate of the target from what is given, [N, 1, X, Y] in [-1, 1]."""
+        """[N, M, X, Y] -> the estimate of the target from what is given, [N, 1, X, Y] in [-1, 1]; -1 where all that is
+        given is."""
         given = task.given.float()
         seen = torch.where(task.given[..., None, None], images, torch.zeros_like(images))
         made = self.mixture(seen, given, 1 - given)[torch.arange(len(images), device=images.device), task.target]
-        return made[:, None].clamp(-1, 1)
+        outside = (images <= -1).logical_or(~task.given[..., None, None]).all(1) & task.given.any(1)[:, None, None]
+        return torch.where(outside, torch.full_like(made, -1.0), made.clamp(-1, 1))[:, None]
 
     def begin(self, data: Callable[[int], Batch]) -> None:
         """Fit the mixture."""
         if self.components:
-            fit(self.mixture, data)
+            fit(self.mixture, data, HEAD)
 
     def measure(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """How far latents lie from their estimates, by pairs of latents wanted and conditions."""
