@@ -227,8 +227,8 @@ def stripes(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     images, last, out = next(stacks(args, model)), len(model.modalities) - 1, {}
     head = np.moveaxis((images > HEAD).any(1).numpy(), 0, -1)
     truth = np.moveaxis(((images[:, last] + 1) / 2).numpy(), 0, -1)
-    rows = {"stage 1": ALONE, "both stages": BOTH, "both stages, slices not coupled": {**BOTH, "coupling": 0.0}}
-    rows["the mean"] = MEAN
+    rows = {"the mean": MEAN, "stage 1": ALONE, "both stages": BOTH,
+            "both stages, slices not coupled": {**BOTH, "coupling": 0.0}}  # fmt: skip
     for name, settings in rows.items():
         start = time.perf_counter()
         made = with_settings(model.method, settings)(hide(images, (last,)), 0)
@@ -241,7 +241,9 @@ def stripes(model: Model, args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace, model: Model) -> dict[str, Any]:
     method: APT = model.method
-    method.config = dataclasses.replace(method.config, known=args.known or method.config.known)
+    known = args.known or method.config.known
+    guess = method.config.guess if known == "held" else "adaptive"
+    method.config = dataclasses.replace(method.config, known=known, guess=guess)
     if args.what == "stripes":
         return stripes(model, args)
     subjects, n = list(stacks(args, model)), len(model.modalities)

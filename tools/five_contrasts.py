@@ -68,7 +68,7 @@ def config() -> any2all.Config:
     """The default model's network, with five channels and times."""
     small, n = any2all.small(), len(FIVE)
     net = dataclasses.replace(small.net, in_channels=n, out_channels=n, times=n)
-    return dataclasses.replace(small, modalities=FIVE, net=net)
+    return dataclasses.replace(small, modalities=FIVE, net=net, components=0)  # as the model that comes along
 
 
 def virtual(workers: int) -> Iterator[Study]:
