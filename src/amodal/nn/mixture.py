@@ -80,16 +80,17 @@ class Mixture(nn.Module):
         """Fit to voxels [N, M] of which `present` [N, M] (bool) says what is there, by expectation-maximisation begun
         at voxels far from one another. Returns the mean log-likelihood, but for a constant."""
         count, m = self.means.shape
+        place, voxels, present = self.means.device, voxels.cpu(), present.cpu()
         groups = [(voxels[(present == p).all(1)].double(), p) for p in present.unique(dim=0) if p.any()]
         whole = torch.cat([torch.where(p, v, v[:, p].mean(1, keepdim=True)) for v, p in groups])
-        self.double()  # the E-step sums hundreds of thousands of products
+        self.cpu().double()  # sums of hundreds of thousands of products; not every device has float64
         self.means.copy_(_far_apart(whole, count, rng))
         self.covariances.copy_(whole.T.cov().reshape(m, m) / 4 + LEAST * torch.eye(m).to(whole))
         self.weights.fill_(1 / count)
         fitted = 0.0
         for _ in range(iterations):
             fitted = self._step(groups)
-        self.float()
+        self.float().to(place)
         return fitted
 
     def _step(self, groups: Sequence[tuple[Tensor, Tensor]]) -> float:
@@ -118,15 +119,15 @@ class Mixture(nn.Module):
 def fit(mixture: Mixture, data: Callable[[int], Batch], above: float = -torch.inf) -> float:
     """Fit a mixture to voxels of the first training batches (batch number -> Batch), of those that are brighter than
     `above` in one of the modalities that are there."""
-    rng, where = Rng.of(0, 1, "voxels"), mixture.means.device
+    rng = Rng.of(0, 1, "voxels")
     found: list[tuple[Tensor, Tensor]] = []
     for k in range(BATCHES):
         batch = data(k)
         stacks = batch.images, batch.present.expand_as(batch.images)
-        images, present = (v.to(where).movedim(1, -1).flatten(0, -2) for v in stacks)
+        images, present = (v.cpu().movedim(1, -1).flatten(0, -2) for v in stacks)
         bright = torch.where(present, images, -torch.inf).amax(1) > above
         images, present = images[bright], present[bright]
-        at = (rng.uniform(VOXELS // BATCHES)[0] * len(images)).long().to(where)
+        at = (rng.uniform(VOXELS // BATCHES)[0] * len(images)).long()
         found += [(images[at], present[at])] if len(images) else []
     images, present = map(torch.cat, zip(*found))
     return mixture.fit(images, present, rng)
