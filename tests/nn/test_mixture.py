@@ -28,15 +28,17 @@ def mixture():
     return made
 
 
-def expected(mixture: Mixture, y: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """E[x | y] of one voxel from the joint density, by the textbook; modalities without noise are conditioned on."""
+def expected(mixture: Mixture, y: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """E[x | y] and Var[x | y] of one voxel from the joint density, by the textbook."""
     weights, means, covariances = (v.double().numpy() for v in (mixture.weights, mixture.means, mixture.covariances))
-    a, total, mean = np.diag(alpha), 0.0, 0.0
+    a, total, mean, square = np.diag(alpha), 0.0, 0.0, 0.0
     for w, m, c in zip(weights, means, covariances):
         s = a @ c @ a + np.diag(sigma**2)
         p = w * multivariate_normal.pdf(y, a @ m, s)
-        total, mean = total + p, mean + p * (m + c @ a @ np.linalg.solve(s, y - a @ m))
-    return mean / total
+        one = m + c @ a @ np.linalg.solve(s, y - a @ m)
+        spread = c - c @ a @ np.linalg.solve(s, a @ c)
+        total, mean, square = total + p, mean + p * one, square + p * (one**2 + np.diag(spread))
+    return mean / total, square / total - (mean / total) ** 2
 
 
 LEVELS = {
@@ -48,12 +50,14 @@ LEVELS = {
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_posterior_mean_is_that_of_the_joint_density(mixture, level):
+def test_mean_and_variance_are_those_of_the_joint_density(mixture, level):
     alpha, sigma = (np.array(v) for v in LEVELS[level])
     y = np.random.default_rng(1).uniform(-1, 1, (5, M))
-    made = mixture(torch.tensor(y.T[None, :, :, None]), torch.tensor(alpha)[None], torch.tensor(sigma)[None])
+    seen = torch.tensor(y.T[None, :, :, None]), torch.tensor(alpha)[None], torch.tensor(sigma)[None]
+    found = mixture(*seen), mixture.variance(*seen)
     for n in range(5):
-        assert made[0, :, n, 0].numpy() == pytest.approx(expected(mixture, y[n], alpha, sigma), abs=2e-5)
+        for made, wanted in zip(found, expected(mixture, y[n], alpha, sigma)):
+            assert made[0, :, n, 0].numpy() == pytest.approx(wanted, abs=2e-5)
 
 
 def test_what_is_clean_is_its_own_estimate(mixture):

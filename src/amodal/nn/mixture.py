@@ -54,10 +54,25 @@ class Mixture(nn.Module):
         """E[x | y] of every voxel: y [B, M, *spatial], alpha and sigma [B, M] -> [B, M, *spatial], float32."""
         with full_precision(y.device):
             flat, post = y.float().flatten(2), self.posterior(alpha.float(), sigma.float())
-            share = torch.einsum("bkf,bfn->bkn", post.score, monomials(flat)).softmax(1)
+            share = self._share(post, flat)
             gain = torch.einsum("bkij,bkn->bijn", post.gain, share)
             mean = (gain * flat[:, None]).sum(2) + torch.einsum("bki,bkn->bin", post.offset, share)
         return mean.reshape(y.shape)
+
+    def variance(self, y: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Var[x | y] of every voxel and modality, shaped as `forward`: within the components and between them."""
+        with full_precision(y.device):
+            flat, post = y.float().flatten(2), self.posterior(alpha.float(), sigma.float())
+            share = self._share(post, flat)
+            each = torch.einsum("bkij,bjn->bkin", post.gain, flat) + post.offset[..., None]
+            mean = (each * share[:, :, None]).sum(1, keepdim=True)
+            between = ((each - mean) ** 2 * share[:, :, None]).sum(1)
+            within = torch.einsum("bki,bkn->bin", post.spread.diagonal(dim1=-2, dim2=-1), share)
+        return (within + between).clamp(min=0).reshape(y.shape)
+
+    def _share(self, post: Posterior, flat: Tensor) -> Tensor:
+        """p(k | y), [B, K, N]."""
+        return torch.einsum("bkf,bfn->bkn", post.score, monomials(flat)).softmax(1)
 
     def posterior(self, alpha: Tensor, sigma: Tensor) -> Posterior:
         """What depends on the noise levels [B, M] alone."""

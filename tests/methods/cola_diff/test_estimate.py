@@ -11,6 +11,7 @@ from amodal.diffusion.denoiser import TARGETS, x0_from
 from amodal.methods import cola_diff
 from amodal.methods.cola_diff.conditions import Task
 from amodal.methods.cola_diff.estimate import FirstGuess
+from amodal.methods.cola_diff.learning import training_task
 
 C = 3
 
@@ -25,15 +26,16 @@ def stacks(n: int = 4, size: int = 32) -> torch.Tensor:
 
 @pytest.mark.parametrize("prediction", TARGETS)
 def test_the_beginning_is_the_gaussian_posterior_of_the_latent(prediction):
-    """kappa_0 ~ N(guess, v) and kappa_t = alpha kappa_0 + sigma eps, the mean by precisions."""
+    """kappa_0 ~ N(guess, v) and kappa_t = alpha kappa_0 + sigma eps, the mean by precisions; v by channel and place."""
     first = FirstGuess(C, 4, 2, prediction)
     v = torch.tensor([0.1, 0.5, 2.0])
     first.variance.copy_(v)
     x, y = torch.randn(2, C, 4, 4), torch.randn(2, 2 * C, 4, 4)
+    y[:, C] = Rng.of(0, 2, "doubt").uniform(4, 4) + 0.1
     alpha = torch.tensor([0.8, 0.1]).reshape(2, 1, 1, 1)
     sigma = (1 - alpha**2).sqrt()
     made = x0_from(first(x, y, alpha, sigma), x, alpha, sigma, prediction)
-    wide = v[:, None, None]
+    wide = v[:, None, None] * y[:, C : C + 1]
     expected = (y[:, :C] / wide + alpha * x / sigma**2) / (1 / wide + alpha**2 / sigma**2)
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
 
@@ -61,6 +63,21 @@ def test_the_image_is_made_from_what_is_given_alone():
     assert torch.equal(first.image(hidden, task), made)
 
 
+def test_doubts_are_variances_averaged_over_a_latents_voxels():
+    first, images = FirstGuess(C, 4, 6, "v"), stacks(size=32)
+    first.begin(lambda k: Batch(stacks(), torch.ones(4, 4, 1, 1, dtype=torch.bool)))
+    sure, blind = (
+        Task(torch.tensor([given]).expand(4, 4), torch.full((4,), 3), torch.ones(4, dtype=torch.bool))
+        for given in ([True, True, True, False], [False, False, True, False])
+    )
+    voxels = first.mixture.variance(images, *(torch.tensor([v]).expand(4, 4) for v in ([1.0, 1, 1, 0], [0.0, 0, 0, 1])))
+    found = first.doubts(images, sure, 4)
+    assert found.shape == (4, 1, 8, 8)
+    torch.testing.assert_close(found[1, 0, 2, 5], voxels[1, 3, 8:12, 20:24].mean())
+    # the third modality is the same for both tissues, so it tells nothing of the fourth
+    assert float(first.doubts(images, blind, 4).mean()) > 10 * float(found.mean())
+
+
 def test_the_first_step_of_training_fixes_how_far_latents_lie_from_their_estimates():
     config = dataclasses.replace(cola_diff.tiny(), components=6, guidance=False)
     torch.manual_seed(0)
@@ -70,6 +87,9 @@ def test_the_first_step_of_training_fixes_how_far_latents_lie_from_their_estimat
     variance = method.first.variance
     # latents have unit variance; contrasts that follow from one another are known far better than that
     assert (variance > 0).all() and float(variance.mean()) < 0.5
+    tasks = [training_task(method, batch, Rng.of(seed, 4))[0] for seed in range(100)]
+    doubts = torch.stack([method.first.doubts(batch.images, task, 4).mean() for task in tasks])
+    assert float(doubts.mean()) == pytest.approx(1.0, rel=0.5)
     out = method.complete(
         Batch(batch.images, torch.tensor([True, False, True, True]).reshape(1, 4, 1, 1)), Rng.of(0, 4)
     )

@@ -6,21 +6,25 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ...core.contract import Batch
 from ...diffusion.denoiser import Prediction, target
+from ...nn.layout import pad_to
 from ...nn.mixture import Mixture, fit
 from .conditions import Task
 
 HEAD = -0.9  # the mixture is one of voxels where any modality is brighter than this, of [-1, 1]
-FEWEST = 1e-4  # variance of a latent channel around its estimate, at least
+FEWEST = 1e-4  # variance of a latent around its estimate, at least
 
 
 class FirstGuess(nn.Module):
-    """A Gaussian mixture over a voxel's modalities gives an image of the target; its latent kappa^ is the first of the
-    conditions. What is wanted lies around it with a variance v of each latent channel, measured before training, so
+    """A Gaussian mixture over a voxel's modalities gives an image of the target, x^, and how sure it is, s^2 (its
+    posterior variance). kappa^ = E(x^) and d, which is s^2 averaged over a latent's voxels (1 over all of training),
+    are the first of the conditions. What is wanted lies around kappa^ with a variance a d, a of each latent channel
+    measured before training, so
 
-        E[kappa_0 | kappa_t, kappa^] = kappa^ + alpha v / (alpha^2 v + sigma^2) (kappa_t - alpha kappa^)
+        E[kappa_0 | kappa_t, kappa^] = kappa^ + alpha a d / (alpha^2 a d + sigma^2) (kappa_t - alpha kappa^)
 
     is what the network begins with, at every time; and what the codec loses of the image, x^ - D(kappa^), is added to
     what is made. Without components there is none of it.
@@ -32,33 +36,67 @@ class FirstGuess(nn.Module):
         if components:
             self.mixture = Mixture(modalities, components)
             self.register_buffer("variance", torch.ones(channels))
+            self.register_buffer("doubt", torch.ones(()))
             self.variance: Tensor
+            self.doubt: Tensor
 
     def forward(self, x: Tensor, y: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """What is added to the network's prediction: kappa_t and conditions, alpha and sigma [B, 1, 1, 1]."""
         if not self.components:
             return torch.zeros_like(x)
-        guess, v = y[:, : self.channels].float(), self.variance[:, None, None]
-        mean = guess + alpha * v / (alpha**2 * v + sigma**2) * (x - alpha * guess)
+        guess, doubt = self.split(y)
+        v = self.variance[:, None, None] * doubt
+        mean = guess + alpha * v / (alpha**2 * v + sigma**2).clamp(min=FEWEST) * (x - alpha * guess)
         return target(mean, x, alpha, sigma, self.prediction)
+
+    def split(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """kappa^ [B, channels, ...] and d [B, 1, ...] of the conditions."""
+        return y[:, : self.channels].float(), y[:, self.channels : self.channels + 1].float().clamp(min=FEWEST)
 
     @torch.no_grad()
     def image(self, images: Tensor, task: Task) -> Tensor:
         """[N, M, X, Y] -> the estimate of the target from what is given, [N, 1, X, Y] in [-1, 1]; -1 where all that is
         given is."""
-        given = task.given.float()
-        seen = torch.where(task.given[..., None, None], images, torch.zeros_like(images))
-        made = self.mixture(seen, given, 1 - given)[torch.arange(len(images), device=images.device), task.target]
-        outside = (images <= -1).logical_or(~task.given[..., None, None]).all(1) & task.given.any(1)[:, None, None]
-        return torch.where(outside, torch.full_like(made, -1.0), made.clamp(-1, 1))[:, None]
+        made = self._of_target(self.mixture(*_seen(images, task)), task)
+        return torch.where(_outside(images, task), torch.full_like(made, -1.0), made.clamp(-1, 1))
+
+    @torch.no_grad()
+    def doubts(self, images: Tensor, task: Task, factor: int) -> Tensor:
+        """d: [N, M, X, Y] -> [N, 1, X / factor, Y / factor]."""
+        variance = self._of_target(self.mixture.variance(*_seen(images, task)), task)
+        variance = torch.where(_outside(images, task), torch.zeros_like(variance), variance)
+        return functional.avg_pool2d(pad_to(variance, factor), factor) / self.doubt
+
+    def _of_target(self, each: Tensor, task: Task) -> Tensor:
+        return each[torch.arange(len(each), device=each.device), task.target][:, None]
 
     def begin(self, data: Callable[[int], Batch]) -> None:
         """Fit the mixture."""
         if self.components:
             fit(self.mixture, data, HEAD)
 
+    @torch.no_grad()
     def measure(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """How far latents lie from their estimates, by pairs of latents wanted and conditions."""
-        if self.components:
-            away = [(kappa - y[:, : self.channels].float()).square().mean((0, 2, 3)) for kappa, y in pairs]
-            self.variance.copy_(torch.stack(away).mean(0).clamp(min=FEWEST))
+        if not self.components:
+            return
+        away, doubts, samples = torch.zeros_like(self.variance), torch.zeros_like(self.doubt), 0
+        for kappa, y in pairs:
+            guess, doubt = self.split(y)
+            away += (kappa - guess).square().mean((2, 3)).sum(0)
+            doubts += doubt.mean((1, 2, 3)).sum()
+            samples += len(y)
+        self.variance.copy_((away / samples).clamp(min=FEWEST))
+        self.doubt.copy_((doubts / samples).clamp(min=FEWEST))
+
+
+def _seen(images: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    """What is given as the mixture takes it: images, alpha 1 where given, sigma 1 elsewhere."""
+    given = task.given.float()
+    return torch.where(task.given[..., None, None], images, torch.zeros_like(images)), given, 1 - given
+
+
+def _outside(images: Tensor, task: Task) -> Tensor:
+    """Where all that is given is background, [N, 1, X, Y]; nowhere if nothing is given."""
+    dark = (images <= -1) | ~task.given[..., None, None]
+    return (dark.all(1) & task.given.any(1)[:, None, None])[:, None]

@@ -70,7 +70,8 @@ class Config:
     @property
     def conditions(self) -> int:
         """Channels of y."""
-        return self.codec.channels * (len(self.modalities) + CLASSES * self.guidance + (self.components > 0))
+        estimate = (self.codec.channels + 1) * (self.components > 0)
+        return estimate + self.codec.channels * (len(self.modalities) + CLASSES * self.guidance)
 
 
 class ColaDiff(nn.Module):
@@ -110,8 +111,9 @@ class ColaDiff(nn.Module):
         """
         latents = self._encode(batch.images, task.given)
         if self.config.components:
-            guess = self.first.image(batch.images, task)
-            latents = torch.cat([self._encode(guess, torch.ones_like(task.given[:, :1])), latents], dim=1)
+            guess = self._encode(self.first.image(batch.images, task), torch.ones_like(task.given[:, :1]))
+            doubt = self.first.doubts(batch.images, task, self.codec.factor)
+            latents = torch.cat([guess, doubt.to(latents.dtype), latents], dim=1)
         if not self.config.guidance:
             return latents, task.vector(torch.full_like(task.target, -1))
         known = batch.metadata or {}
