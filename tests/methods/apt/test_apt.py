@@ -321,6 +321,19 @@ def test_retrieval_is_an_option():
     assert not torch.equal(a, b)
 
 
+def test_retrieval_by_subject_asks_once_for_all_slices(monkeypatch):
+    """Each slice by itself, or the mean of what all of them ask for."""
+    method, data, asked = begun(build(unroll=0, retrieve=3), batch(n=16)), batch(1), []
+    nearest = method.codebook.nearest
+    monkeypatch.setattr(method.codebook, "nearest", lambda v, k: asked.append(v) or nearest(v, k))
+    for by in ("slice", "subject"):
+        method.config = dataclasses.replace(method.config, retrieve_by=by)
+        method.complete(data, Rng.of(0, 3))
+    own, shared = torch.stack(asked[:3]), torch.stack(asked[3:])
+    assert not torch.equal(own[0], own[1])
+    torch.testing.assert_close(shared, own.mean(0).expand(3, -1))
+
+
 def test_the_published_shapes_of_features_fit():
     """The given encoder's tokens enter the network: a small stand-in for BiomedCLIP with its kind of settings."""
     vit = ViTConfig(size=32, patch=8, channels=3, width=24, depth=2, heads=3, outputs=32, pool="cls")

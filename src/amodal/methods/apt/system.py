@@ -60,16 +60,16 @@ class Config:
     """`start` M and `steps` S of stage 1 (0: no stage at all); `near`, `unroll` N (0: no stage 2) and `weight` w of
     stage 2. `guess`: what stage 1 begins with, "adaptive" out of the book (the paper) or the "mean" that one
     evaluation of a prior with `known`="held" tells. `ranking`: sources by the features' votes (the paper) or by their
-    error. `retrieve`: take the curves and scales of so many most similar training slices in place of the table's (0).
-    `guidance`: "pull", the gradient step of Eq. 4 with `strength` alpha; "exact", the step that needs no strength;
-    "none". `subsets`: how often in training the prior's features come from a random subset of the modalities, as they
-    do in use. `given`: how often the prior is shown that subset clean, at time 0, with all others noised (0: never,
-    the paper); such a prior can be used with `known`="held", which shows it modalities that are known as they are, in
-    place of noising them with the rest and pulling. `components`: of the mixture that such a prior estimates each
-    voxel by, before its network does better (0: a learned map, see `methods.stack`). `tilt`: training times are drawn
-    as u ** tilt of the whole, u uniform: above 1 more of the small ones, where inference begins. `coupling`: how far
-    the noise of neighbouring slices is alike (SD in slices, 0 independent). `spacing`: range of millimetres between
-    voxels in the slice. `chunk`: slices per evaluation.
+    error. `retrieve`: take the curves and scales of so many most similar training slices in place of the table's (0),
+    `retrieve_by` each slice or the mean of a subject's. `guidance`: "pull", the gradient step of Eq. 4 with `strength`
+    alpha; "exact", the step that needs no strength; "none". `subsets`: how often in training the prior's features come
+    from a random subset of the modalities, as they do in use. `given`: how often the prior is shown that subset clean,
+    at time 0, with all others noised (0: never, the paper); such a prior can be used with `known`="held", which shows
+    it modalities that are known as they are, in place of noising them with the rest and pulling. `components`: of the
+    mixture that such a prior estimates each voxel by, before its network does better (0: a learned map, see
+    `methods.stack`). `tilt`: training times are drawn as u ** tilt of the whole, u uniform: above 1 more of the small
+    ones, where inference begins. `coupling`: how far the noise of neighbouring slices is alike (SD in slices, 0
+    independent). `spacing`: range of millimetres between voxels in the slice. `chunk`: slices per evaluation.
     """
 
     modalities: tuple[str, ...]
@@ -92,6 +92,7 @@ class Config:
     guess: Guess = "adaptive"
     ranking: Ranking = "votes"
     retrieve: int = 0
+    retrieve_by: Literal["slice", "subject"] = "slice"
     memory: int = 256
     guidance: Literal["pull", "exact", "none"] = "pull"
     strength: float = 20.0
@@ -317,7 +318,10 @@ class APT(nn.Module):
         near: Sequence[Tensor | None] = [None] * len(images)
         if config.retrieve:
             there = present.flatten(2).any(2)
-            near = [book.nearest(v, config.retrieve) for v in self._fused(images, there)]
+            vectors = self._fused(images, there)
+            if config.retrieve_by == "subject":
+                vectors = vectors.mean(0, keepdim=True).expand_as(vectors)
+            near = [book.nearest(v, config.retrieve) for v in vectors]
         return torch.stack([book.guess(i, p, config.ranking, k) for i, p, k in zip(images, present, near)])
 
     def _random(self, images: Tensor, present: Tensor, u: Tensor) -> Tensor:
