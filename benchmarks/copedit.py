@@ -9,7 +9,10 @@
     figure7  --model RUN: the prompts in two dimensions, by what is missing
     figure8  --model RUN: prompts of wrong patterns for a share of the subjects; zeroed, random, shuffled, swapped
     scores   --model RUN: against regression and the best single modality, or interpolation between slices
+    steps    --model RUN: sampled in 1, 2, 5, 10, 25 and 50 steps
 
+`--variants NAME ...` are those of a table that are trained. `--set prior.context=false` changes a setting for all: a
+prior that is shown a sketch needs no prompt to know what is missing, so this is how they are judged on their own.
 Brain or heart follows from `--preset` (small, small:heart, published:...) or the model. The last `--hold-out` subjects
 are never trained on and all patterns of theirs are measured (hearts: gaps of a quarter, half and three quarters):
 PSNR in dB and SSIM in the head, of [0, 1] by the image's own window. All priors of a table share one tokenizer, the
@@ -30,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amodal.core.config import override
 from amodal.core.contract import Batch
 from amodal.core.rng import Rng, seed_of
 from amodal.data import layouts
@@ -37,7 +41,8 @@ from amodal.data.dataset import INDEX, Cache, prefetch
 from amodal.methods import copedit
 from amodal.methods.copedit import patterns as missing_patterns
 from amodal.methods.copedit.config import Config
-from amodal.methods.copedit.system import CoPeDiT, telling
+from amodal.methods.copedit.patterns import telling
+from amodal.methods.copedit.system import CoPeDiT
 from amodal.methods.copedit.tokenizer import average
 from amodal.metrics.baselines import KINDS, Baselines
 from amodal.metrics.image import head_mask, psnr, ssim
@@ -284,7 +289,9 @@ def open_cache(choice: argparse.Namespace, config: Config) -> Cache:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--what", choices=[*TABLES, "figure7", "figure8", "scores"], required=True)
+    parser.add_argument("--what", choices=[*TABLES, "figure7", "figure8", "scores", "steps"], required=True)
+    parser.add_argument("--variants", nargs="+", help="of a table; all")
+    parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--preset", choices=list(copedit.PRESETS), default="small")
     parser.add_argument("--model", type=Path, help="a run of amodal train copedit; tables take its tokenizer")
     parser.add_argument("--hold-out", type=int, default=8)
@@ -304,6 +311,7 @@ def main() -> None:
     cache = open_cache(choice, config)
     if not model:
         config = replace(copedit.for_modalities(config, cache.modalities), size=tuple(cache.grid["size"]))
+    config = override(config, choice.settings)
     held = cache.only(*cache.labels[-choice.hold_out :])
     learn = cache.without(*held.labels)
     rows: list[Row] = []
@@ -313,16 +321,22 @@ def main() -> None:
             first = replace(config, stages=("tokenizer",))
             tokenizer = train(first, learn, choice.out / "tokenizer", 0, choice, None).tokenizer
         stage, measured = ("tokenizer", tokenizer_scores) if choice.what == "table6" else ("prior", scores)
-        for (name, change), seed in itertools.product(TABLES[choice.what].items(), choice.seeds):
+        chosen = {name: change for name, change in TABLES[choice.what].items() if name in (choice.variants or [name])}
+        for (name, change), seed in itertools.product(chosen.items(), choice.seeds):
             out = choice.out / choice.what / f"{name.replace(' ', '-')}-{seed}"
             method = train(replace(change(config), stages=(stage,)), learn, out, seed, choice, tokenizer)
             rows += measured(method, held, name, seed)
             table([row for row in rows if row["who"] == name])
+    elif choice.what == "steps":
+        for steps in (1, 2, 5, 10, 25, 50):
+            model.method.config = replace(config, steps=steps)
+            rows += scores(model.method, held, f"{steps} steps", choice.seeds[0])
     elif choice.what == "figure7":
         embedding(model.method, held, choice.out / "figure7.png")
     elif choice.what == "figure8":
         rows = scores(model.method, held, "as perceived", 0) + corrupted(model.method, held, 0)
     else:
+        model.method.config = config
         fitted = Baselines.fit((learn.stack(label) for label in learn.labels), learn.modalities)
         rows = tokenizer_scores(model.method, held, "tokenizer", 0)
         for seed in choice.seeds:

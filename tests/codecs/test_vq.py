@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from amodal.codecs.vq import VQ, VQConfig
 from amodal.core.errors import InputError
@@ -79,3 +82,18 @@ def test_bad_sizes_are_refused():
         VQ(TINY).encode(torch.zeros(1, 1, 8, 8, 6))
     with pytest.raises(InputError, match="at least one width"):
         VQConfig(widths=())
+
+
+def test_a_linear_path_begins_as_the_lowest_cosines():
+    """With all cosines and codes that are the latents themselves the image comes back; the convolutions begin at 0."""
+    net = VQ(replace(TINY, channels=64, codes=8, groups=1, linear=True)).eval().requires_grad_(False)
+    x = torch.randn(1, 1, 8, 8, 8)
+    z = net.encode(x)
+    net.embed.start([z], torch.arange(8) / 8 + 1e-3)
+    assert torch.allclose(net.decode(z), x, atol=1e-4)
+    assert torch.allclose(z[:, 0], 8 * F.avg_pool3d(x, 4)[:, 0], atol=1e-5)
+
+
+def test_groups_divide_the_channels():
+    with pytest.raises(InputError, match="divides the 4 channels"):
+        replace(TINY, groups=3)

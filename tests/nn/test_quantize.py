@@ -13,10 +13,10 @@ def test_the_nearest_code_is_found(monkeypatch):
     book, z = Codebook(50, 3), torch.randn(2, 3, 4, 5, 6)
     rows = z.movedim(1, -1)
     expected = torch.cdist(rows.reshape(-1, 3), book.codes).argmin(1).reshape(rows.shape[:-1])
-    assert torch.equal(book.indices(rows), expected)
+    assert torch.equal(book.indices(rows)[..., 0], expected)
     assert torch.allclose(book(z), book.codes[expected].movedim(-1, 1), atol=1e-6)
     monkeypatch.setattr(quantize, "SCORES", 100)  # pieces of two vectors
-    assert torch.equal(book.indices(rows), expected)
+    assert torch.equal(book.indices(rows)[..., 0], expected)
 
 
 def test_gradients_pass_straight_through_and_codes_get_none():
@@ -65,3 +65,22 @@ def test_it_starts_from_latents():
     rows = z.movedim(1, -1).reshape(-1, 2)
     assert all((rows == code).all(1).any() for code in book.codes)
     assert torch.equal(book.sums, book.codes) and torch.equal(book.counts, torch.ones(8))
+
+
+def test_groups_have_codes_of_their_own():
+    """Each part of the channels becomes the nearest of its own codes, whatever the other parts are."""
+    torch.manual_seed(0)
+    book, z = Codebook(8, 6, groups=3), torch.randn(2, 6, 5)
+    out = book(z).reshape(2, 3, 2, 5)
+    for group, codes in enumerate(book.codes.chunk(3)):
+        rows = z[:, 2 * group : 2 * group + 2].movedim(1, -1).reshape(-1, 2)
+        nearest = codes[torch.cdist(rows, codes).argmin(1)].reshape(2, 5, 2).movedim(-1, 1)
+        assert torch.allclose(out[:, group], nearest, atol=1e-6)
+    book.start([z], torch.rand(24))
+    for group, codes in enumerate(book.codes.chunk(3)):
+        rows = z[:, 2 * group : 2 * group + 2].movedim(1, -1).reshape(-1, 2)
+        assert all((rows == code).all(1).any() for code in codes)
+    before = (book(z) - z).square().mean()
+    for _ in range(20):
+        book.follow(z, torch.rand(24))
+    assert (book(z) - z).square().mean() < before

@@ -1,11 +1,13 @@
 """A vector-quantised autoencoder of single images, 2-D and 3-D: convolutions only, no norms.
 
 van den Oord et al. 2017 (VQ-VAE), Esser et al. 2021 (VQGAN). Every level halves the size by a convolution of kernel 4
-and has residual units of one inner width; the decoder mirrors the encoder.
+and has residual units of one inner width; the decoder mirrors the encoder. Beyond those papers, if asked: codes for
+groups of channels, and a linear map of each block of voxels beside the convolutions (as in `kl`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,16 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import InputError
-from ..nn.blocks import CONV, TRANSPOSED, conv
-from ..nn.layout import channels_last
+from ..nn.blocks import CONV, TRANSPOSED, conv, zero
+from ..nn.layout import channels_last, fold, unfold
 from ..nn.quantize import Codebook
+from .kl import KLConfig, Linear, cosines
 
 
 @dataclass(frozen=True)
 class VQConfig:
     """`widths`: channels per level, fine to coarse, each level halves the size. `inner`: width inside residual units,
     `units` of them a level and side. `channels`: of the latent, which are one of `codes` vectors. `decay`: of the
-    codes' running means; `commitment`: how much latents are drawn to their codes, in the loss."""
+    codes' running means; `commitment`: how much latents are drawn to their codes, in the loss. `groups`: the channels
+    are cut into so many parts, each one of `codes` vectors of its own. `linear`: a linear map of each block of voxels
+    lies beside encoder and decoder; it begins as the lowest cosines and they as 0."""
 
     widths: tuple[int, ...] = (256, 384, 512)
     inner: int = 256
@@ -33,6 +38,8 @@ class VQConfig:
     decay: float = 0.99
     commitment: float = 0.25
     dims: Literal[2, 3] = 3
+    groups: int = 1
+    linear: bool = False
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.inner, self.channels, self.codes) < 1 or min(self.widths) < 2 or self.units < 0:
@@ -40,6 +47,8 @@ class VQConfig:
                 f"widths={list(self.widths)}, inner={self.inner}, units={self.units}, channels={self.channels}, "
                 f"codes={self.codes}: give at least one width of 2 or more, and numbers of 1 or more."
             )
+        if self.groups < 1 or self.channels % self.groups:
+            raise InputError(f"groups={self.groups}: choose a number that divides the {self.channels} channels.")
 
     @property
     def factor(self) -> int:
@@ -102,7 +111,11 @@ class VQ(nn.Module):
             up += [Unit(dims, width, config.inner) for _ in range(config.units)]
             up += [Up(dims, width, after, last=after == 1)]
         self.decoder = nn.Sequential(*up)
-        self.embed = Codebook(config.codes, config.channels, config.decay)  # called embed: stays in float32
+        self.cosines = _linear(config) if config.linear else None
+        if self.cosines is not None:
+            zero(self.encoder[-1])
+            zero(self.decoder[-1])
+        self.embed = Codebook(config.codes, config.channels, config.decay, groups=config.groups)  # (stays in float32)
 
     @property
     def _type(self) -> torch.dtype:
@@ -112,7 +125,7 @@ class VQ(nn.Module):
         """x [N, 1, *spatial] -> z [N, channels, *spatial / factor], float32, not quantised."""
         if any(n % self.factor for n in x.shape[2:]):
             raise InputError(f"an image of {list(x.shape[2:])} voxels: each size must be a multiple of {self.factor}.")
-        return each(self.encoder, x.to(self._type), self.training).float()
+        return each(self._latent, x.to(self._type), self.training).float()
 
     def decode(self, z: Tensor) -> Tensor:
         """z [N, channels, *spatial] -> the image of its nearest codes, [N, 1, *spatial * factor], float32."""
@@ -120,11 +133,25 @@ class VQ(nn.Module):
 
     def image(self, codes: Tensor) -> Tensor:
         """Quantised latents -> images."""
-        return each(self.decoder, codes.to(self._type), self.training).float()
+        return each(self._image, codes.to(self._type), self.training).float()
+
+    def _latent(self, x: Tensor) -> Tensor:
+        z = self.encoder(x)
+        return z if self.cosines is None else z + self.cosines[0](fold(x, self.factor))
+
+    def _image(self, codes: Tensor) -> Tensor:
+        x = self.decoder(codes)
+        return x if self.cosines is None else x + unfold(self.cosines[1](codes), self.factor)
 
     def commitment(self, z: Tensor, codes: Tensor) -> Tensor:
         """How far latents are from their codes (which are held fixed): mean squared, weighted."""
         return self.config.commitment * F.mse_loss(z.float(), codes.detach().float())
+
+
+def _linear(config: VQConfig) -> nn.ModuleList:
+    """The linear maps into the latent and back."""
+    begin = cosines(KLConfig(config.channels, (1,) * (len(config.widths) + 1), dims=config.dims))
+    return nn.ModuleList(Linear(config.factor, config.dims, matrix) for matrix in (begin, begin.T))
 
 
 def relu(x: Tensor) -> Tensor:
@@ -132,7 +159,7 @@ def relu(x: Tensor) -> Tensor:
     return F.relu(x, inplace=not torch.is_grad_enabled())
 
 
-def each(net: nn.Module, x: Tensor, together: bool) -> Tensor:
+def each(net: Callable[[Tensor], Tensor], x: Tensor, together: bool) -> Tensor:
     """net(x [N, ...]), one by one on a CPU unless `together`."""
     if together or x.device.type != "cpu" or len(x) < 2:
         return net(x)

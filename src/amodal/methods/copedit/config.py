@@ -16,14 +16,17 @@ LENGTHS = 3  # classes of how many slices are missing: a quarter, half, three qu
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """The prompt encoders: `widths` of their two convolutions, `size` of a prompt, `contrast` of the vector that is
-    compared between parts of a subject. `norm`: "group" does not depend on the batch, but a level that is the same
-    everywhere is lost in it, and contrasts are told apart by their levels."""
+    """The prompt encoders: `widths` of their two convolutions (both of one `stride`), `size` of a prompt, `contrast` of
+    the vector that is compared between parts of a subject. `norm`: "group" does not depend on the batch, but a level
+    that is the same everywhere is lost in it, and contrasts are told apart by their levels. `shared`: one encoder makes
+    all three prompts, else each has its own: what tells contrasts apart for one task then serves the others."""
 
     widths: tuple[int, int] = (128, 256)
     size: int = 512
     contrast: int = 128
     norm: Norm = "batch"
+    stride: int = 1
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,9 @@ class Config:
 
     `guidance`: the prompts that the prior is told: some of count, position, contrast; or ("mask",), the bits of what is
     there; or none. `backbone`: Table 8 of the paper. `copy`: weight in the prior's loss of what is given anyway (the
-    paper 1). `detail`: what the codec cannot hold is taken over from what is given (`detail.py`), in windows of so
-    many voxels around each, or for slices fading over so many; 0: not. `steps` of the `solver`. `stages` that are
-    trained; `share`: the tokenizer's part where both are; `rates` of the two.
+    paper 1). With `prior.context` it is shown a sketch and begins there (`sketch.py`). `steps` of the `solver`.
+    `stages` that are trained ("perception": the pretext alone, on the finished codec); `share`: the tokenizer's part of
+    the run, the prior has the rest; `rates` of the two.
     """
 
     modalities: tuple[str, ...]
@@ -76,13 +79,12 @@ class Config:
     backbone: Literal["mdit", "dit3d", "dit", "unet"] = "mdit"
     guidance: tuple[Literal["count", "position", "contrast", "mask"], ...] = ("count", "position", "contrast")
     copy: float = 0.0
-    detail: float = 0.0
     timesteps: int = 500
     first: float = 0.0015
     last: float = 0.0195
     solver: Literal["ddim", "multistep"] = "ddim"
     steps: int = 25
-    stages: tuple[Literal["tokenizer", "prior"], ...] = ("tokenizer", "prior")
+    stages: tuple[Literal["tokenizer", "perception", "prior"], ...] = ("tokenizer", "prior")
     share: float = 0.5
     rates: tuple[float, float] = (1e-4, 5e-5)
 
@@ -96,7 +98,7 @@ class Config:
         if "mask" in self.guidance and len(self.guidance) > 1:
             raise InputError(f"guidance={list(self.guidance)}: mask codes stand in place of prompts, choose either.")
         if not self.stages or len(set(self.stages)) < len(self.stages):
-            raise InputError(f"stages={list(self.stages)}: name each stage to train once, tokenizer or prior or both.")
+            raise InputError(f"stages={list(self.stages)}: name stages to train once, of tokenizer, perception, prior.")
         if not 0 < self.share < 1:
             raise InputError(f"share={self.share}: choose a part between 0 and 1 for the tokenizer.")
 

@@ -1,10 +1,14 @@
-"""What is missing: drawing patterns for training, the labels of the pretext tasks, filling gaps for the encoder."""
+"""What there is and what is missing: drawing patterns, labels of the pretext tasks, filling gaps for the encoder."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ...core.contract import Batch
+from ...core.errors import InputError
 from ...core.rng import Rng
 from .config import LENGTHS, Config
 
@@ -90,3 +94,34 @@ def given(config: Config, present: Tensor) -> Tensor:
         return share == 1
     most = share.amax(1, keepdim=True)
     return torch.where(most > 0.5, share > 0.5, (share == most) & (share > 0))
+
+
+def there(batch: Batch) -> Tensor:
+    """Which images are there as a whole [B, M]; InputError if none of the batch is."""
+    whole = batch.present.flatten(2).all(2)
+    if not whole.any():
+        raise InputError("no sample of the batch has a whole image; train on studies that do.")
+    return whole
+
+
+def cut(images: Tensor, crop: Sequence[int], rng: Rng) -> Tensor:
+    """A random sub-volume of every sample, `crop` voxels (0: all) along each axis."""
+    sizes = [min(c, n) if c else n for c, n in zip(crop, images.shape[2:])]
+    parts = []
+    for image, u in zip(images, rng.fork("crop").uniform(3)):
+        corner = [int(v * (n - c + 1)) for v, n, c in zip(u, images.shape[2:], sizes)]
+        x, y, z = (slice(a, a + c) for a, c in zip(corner, sizes))
+        parts.append(image[:, x, y, z])
+    return torch.stack(parts)
+
+
+def by_modality(values: Tensor, whole: Tensor) -> Tensor:
+    """Values [N, ...] of the N images that are there, whole [B, M] -> [B, M, ...], 0 elsewhere."""
+    return values.new_zeros(*whole.shape, *values.shape[1:]).index_put((whole,), values)
+
+
+def telling(present: Tensor) -> Tensor:
+    """Which modalities [B, M] the prompts are averaged over: the whole ones, or where there are none all that show."""
+    flat = present.flatten(2)
+    whole, some = flat.all(2), flat.any(2)
+    return torch.where(whole.any(1, keepdim=True), whole, some)

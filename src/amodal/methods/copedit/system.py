@@ -23,18 +23,25 @@ from ...codecs.memo import Memo
 from ...core.contract import Batch, Player, Progress, Stage, share
 from ...core.errors import InputError
 from ...core.rng import Rng, seed_of
-from ...diffusion.denoiser import Denoise, Denoiser, expand
+from ...diffusion.denoiser import Denoiser, expand
 from ...diffusion.process import DDPM
 from ...diffusion.samplers import ddim, multistep
 from ...nn.critic import Critic, judged
 from . import patterns
 from .backbones import latents, network, slots
 from .config import Config
-from .detail import carry, transfer
+from .patterns import by_modality, cut, telling, there
+from .sketch import Regression
 from .tokenizer import CoPeVAE, Judged, Perception, average, pretext
 
 SEEN = 8  # batches that codes and latent scale are measured on
+REGRESSED = 64  # batches that the sketches' regression is fitted on: contrasts differ from subject to subject
+PERCEIVING = 0.1  # of a run, against the share of the tokenizer: the stage that trains nothing but the prompts
 SOLVERS: dict[str, Callable[..., Tensor]] = {"ddim": ddim, "multistep": multistep}
+
+
+Asked = tuple[tuple[Judged, Tensor, Tensor], ...]  # for every pattern: the answers, the count, what is missing
+Encode = Callable[[Tensor], Tensor]
 
 
 class Tokenised(NamedTuple):
@@ -44,13 +51,13 @@ class Tokenised(NamedTuple):
     made: Tensor
     commitment: Tensor
     used: float
-    asked: tuple[tuple[Judged, Tensor, Tensor], ...]  # for every pattern: the answers, the count, what is missing
+    asked: Asked
     rng: Rng
 
 
 class Seen(NamedTuple):
     """What the prior is given of a subject: latents [B, slots, C, *spatial] (standardised; zero where not `clean`),
-    clean [B, slots], context like the latents or None, condition [B, K] or None."""
+    clean [B, slots], context like the latents (of the sketch) or None, condition [B, K] or None."""
 
     z: Tensor
     clean: Tensor
@@ -71,6 +78,11 @@ class CoPeDiT(nn.Module):
         self.critic = Critic(3, 1, losses.critic_width, losses.critic_layers, losses.critic_norm)
         self.features = read_features(losses.features) if losses.features else random_features(2)
         self.whitening = Whitening(config.codec.channels)
+        # what is known of sketches (see there): how they are made, and how far from them latents are
+        brain = config.prior.context and config.layout == "modalities"
+        self.regression = Regression(len(config.modalities)) if brain else None
+        self.doubt: Tensor | None
+        self.register_buffer("doubt", torch.ones(config.slots, config.codec.channels) if config.prior.context else None)
         process = DDPM(config.timesteps, "scaled_linear", config.first, config.last)
         self.prior = Denoiser(network(config), process, "x0")
         self.memo = Memo()
@@ -90,51 +102,62 @@ class CoPeDiT(nn.Module):
             Player("codec", lambda: learned(self.tokenizer), self._codec_loss),
             Player("critic", self.critic.parameters, self._critic_loss),
         )
+        heads = (Player("perception", self.tokenizer.perceiving, self._pretext_loss),)
         prior = (Player("prior", lambda: learned(self.prior), lambda value: (value, {})),)
         first, second = config.rates
-        share = config.share if len(config.stages) > 1 else 1.0
-        both = (
-            Stage("tokenizer", self._tokenise, players, share, first, self._start_codes),
-            Stage("prior", self._denoise, prior, 1 - share or 1.0, second, self._measure),
+        parts = {"tokenizer": config.share, "perception": PERCEIVING, "prior": 1 - config.share}
+        whole = sum(parts[name] for name in config.stages)
+        every = (
+            Stage("tokenizer", self._tokenise, players, parts["tokenizer"] / whole, first, self._start_codes),
+            Stage("perception", self._ask, heads, parts["perception"] / whole, 2e-3),
+            Stage("prior", self._denoise, prior, parts["prior"] / whole, second, self._measure),
         )
-        return tuple(stage for stage in both if stage.name in config.stages)
+        return tuple(stage for stage in every if stage.name in config.stages)
 
     def _tokenise(self, batch: Batch, rng: Rng) -> Tokenised:
         """Images through the codec, and a fresh random pattern of what is missing through heads and prompts."""
         config, codec = self.config, self.tokenizer.codec
-        images, present = cut(batch.images, batch.present, config.losses.crop, rng)
-        whole = present.flatten(2).all(2)
-        if not whole.any():
-            raise InputError("no sample of the batch has a whole image; train on studies that do.")
+        images, whole = cut(batch.images, config.losses.crop, rng), there(batch)
         x = images[whole][:, None]  # every modality is an image of its own; those absent take no part
         z = codec.encode(x)
         codes = codec.embed(z)
         used = 1.0
         if self.training and torch.is_grad_enabled():
-            used = codec.embed.follow(z, rng[:1].fork("codes").uniform(config.codec.codes)[0])
+            used = codec.embed.follow(z, rng[:1].fork("codes").uniform(len(codec.embed.codes))[0])
+        asked = self._asked(images, whole, z, codec.encode, rng)
+        return Tokenised(x, codec.image(codes), codec.commitment(z, codes), used, asked, rng)
+
+    def _asked(self, images: Tensor, whole: Tensor, z: Tensor, encode: Encode, rng: Rng) -> Asked:
+        """The pretext of fresh patterns, given the latents z of the images that are there."""
+        config, asked = self.config, []
         told = by_modality(self.tokenizer.told(z), whole) if config.layout == "modalities" else None
-        asked = []
         for k in range(config.losses.patterns):
             available = patterns.draw(config, self._places(whole), rng.fork("pattern", k))
-            asked.append((self._judge(images, whole, told, available), *patterns.labels(config, available)))
-        return Tokenised(x, codec.image(codes), codec.commitment(z, codes), used, tuple(asked), rng)
+            asked.append((self._judge(images, whole, told, available, encode), *patterns.labels(config, available)))
+        return tuple(asked)
+
+    def _ask(self, batch: Batch, rng: Rng) -> Asked:
+        """The pretext alone, the codec frozen: many cheap steps."""
+        whole, codec = there(batch), self.tokenizer.codec
+
+        def encode(x: Tensor) -> Tensor:
+            with torch.no_grad(), frozen(codec):
+                return self.memo.each(lambda row: (codec.encode(row),), x, of=codec)[0]
+
+        return self._asked(batch.images, whole, encode(batch.images[whole][:, None]), encode, rng)
 
     def _places(self, whole: Tensor) -> Tensor:
         return whole if self.config.layout == "modalities" else whole.expand(-1, self.config.places)
 
-    def _judge(self, images: Tensor, whole: Tensor, told: Tensor | None, available: Tensor) -> Judged:
+    def _judge(self, images: Tensor, whole: Tensor, told: Tensor | None, available: Tensor, encode: Encode) -> Judged:
         """Prompts of the available part (a mean over its modalities, or its filled stack) and of the missing one."""
         tokenizer = self.tokenizer
         if told is not None:
             hidden = whole & ~available
             return tokenizer.judge(average(told, available), average(told, hidden), hidden.any(1))
-        parts = [self._filled(images, part, whole) for part in (available, ~available)]
-        seen, other = (tokenizer.told(tokenizer.codec.encode(part)) for part in parts)
+        parts = [patterns.filled(images, (part & whole)[:, None, None, None]) for part in (available, ~available)]
+        seen, other = (tokenizer.told(encode(part)) for part in parts)
         return tokenizer.judge(seen, other, whole[:, 0] & (~available).any(1))
-
-    def _filled(self, images: Tensor, available: Tensor, whole: Tensor) -> Tensor:
-        """Stacks with the slices that are not available [B, Z] interpolated; absent stacks are empty."""
-        return patterns.filled(images, (available & whole)[:, None, None, None])
 
     def _codec_loss(self, out: Tokenised) -> tuple[Tensor, dict[str, float]]:
         config = self.config.losses
@@ -142,12 +165,16 @@ class CoPeDiT(nn.Module):
         looks = [pair.chunk(2, 1) for pair in planes(torch.cat([out.made, out.images], 1), config.planes, out.rng)]
         seen = torch.stack([perceptual(self.features, a, b) for a, b in looks]).mean()
         game = maker_loss(config.game, judged(self.critic, out.made)) if config.adversarial else error * 0
-        answers = [pretext(config, *asked) for asked in out.asked]
-        tasks = torch.stack([loss for loss, _ in answers]).mean()
-        logs = {name: sum(said[name] for _, said in answers) / len(answers) for name in answers[0][1]}
+        tasks, logs = self._pretext_loss(out.asked)
         loss = error + out.commitment + config.perceptual * seen + config.adversarial * game + config.pretext * tasks
         parts = {"l1": error, "perceptual": seen, "commitment": out.commitment, "game": game}
         return loss, logs | {name: float(value.detach()) for name, value in parts.items()} | {"used": out.used}
+
+    def _pretext_loss(self, asked: Asked) -> tuple[Tensor, dict[str, float]]:
+        """The three tasks, mean over the patterns that were asked about."""
+        answers = [pretext(self.config.losses, *question) for question in asked]
+        logs = {name: sum(said[name] for _, said in answers) / len(answers) for name in answers[0][1]}
+        return torch.stack([loss for loss, _ in answers]).mean(), logs
 
     def _critic_loss(self, out: Tokenised) -> tuple[Tensor, dict[str, float]]:
         if not self.config.losses.adversarial:
@@ -162,40 +189,75 @@ class CoPeDiT(nn.Module):
             batch = data(k)
             whole = batch.present.flatten(2).all(2)
             found.append(self.tokenizer.codec.encode(batch.images[whole][:, None]))
-        rng = Rng([seed_of("codes")])
-        self.tokenizer.codec.embed.start(found, rng.uniform(self.config.codec.codes)[0])
+        embed, rng = self.tokenizer.codec.embed, Rng([seed_of("codes")])
+        embed.start(found, rng.uniform(len(embed.codes))[0])
 
     # stage 2: the prior
 
     def _measure(self, data: Callable[[int], Batch]) -> None:
-        """The latents' mean and scale, from the first batches."""
+        """The latents' mean and scale and, for sketches, the regression and what they lack: from the first batches."""
+
+        def wholes(batches: int = SEEN) -> Iterable[tuple[Tensor, Tensor]]:
+            return ((batch.images, there(batch)) for batch in map(data, range(batches)))
+
         with frozen(self.tokenizer):
-            batches = (data(k) for k in range(SEEN))
-            wholes = ((b.images, b.present.flatten(2).all(2)) for b in batches)
-            self.whitening.fit(self._encode(images[whole][:, None])[0] for images, whole in wholes)
+            self.whitening.fit(self._encode(images[whole][:, None])[0] for images, whole in wholes())
+            if self.regression is not None:
+                self.regression.fit(wholes(REGRESSED))
+            if self.doubt is not None:
+                self.doubt.copy_(self._distance(wholes(), self.doubt))
+
+    def _distance(self, wholes: Iterable[tuple[Tensor, Tensor]], otherwise: Tensor) -> Tensor:
+        """The mean square of missing latents about those of their sketch [slots, C]."""
+        total, count = torch.zeros_like(otherwise), torch.zeros_like(otherwise)
+        for k, (images, whole) in enumerate(wholes):
+            truth, seen, known = self._known(images, whole, Rng.of(0, len(images), "sketch", k))
+            assert seen.context is not None
+            made = (known & ~seen.clean).float()[..., None]
+            total += (made * (truth - seen.context).square().flatten(3).mean(3)).sum(0)
+            count += made.sum(0)
+        return torch.where(count > 0, total / count.clamp(min=1), otherwise)
+
+    def _known(self, images: Tensor, whole: Tensor, rng: Rng) -> tuple[Tensor, Seen, Tensor]:
+        """A fresh pattern of what is available: true latents [B, slots, C, *spatial], what may be known of them, and
+        which of them there are [B, slots]."""
+        config = self.config
+        present = self._voxels(patterns.draw(config, self._places(whole), rng.fork("pattern")))
+        with torch.no_grad(), frozen(self.tokenizer):
+            z, told = self._whole(images, whole)
+            truth = slots(config, z)
+            if config.layout == "slices":
+                return truth, self._seen(images, present), whole.expand(-1, config.slots)
+            return truth, self._view(z, told, present, self._sketch(images, present)), whole
 
     def _denoise(self, batch: Batch, rng: Rng) -> Tensor:
         """Eq. 5: what is missing is noised, what is available stays clean; the error of the former, or of both."""
-        config, process = self.config, self.prior.process
-        whole = batch.present.flatten(2).all(2)
-        if not whole.any():
-            raise InputError("no sample of the batch has a whole image; train on studies that do.")
-        available = patterns.draw(config, self._places(whole), rng.fork("pattern"))
-        present = self._voxels(available)
-        with torch.no_grad(), frozen(self.tokenizer):
-            z, told = self._whole(batch.images, whole)
-            truth = slots(config, z)
-            seen = self._view(z, told, present) if config.layout == "modalities" else self._seen(batch.images, present)
+        process = self.prior.process
+        truth, seen, known = self._known(batch.images, there(batch), rng)
         t = process.draw(rng.uniform().to(truth.device))
         alpha, sigma = (expand(v, truth) for v in process.at(t))
-        known = spread(whole if config.layout == "modalities" else whole.expand(-1, config.slots), truth)
-        clean = spread(seen.clean, truth)
         noise = rng.normal_like(truth)
-        noised = torch.where(known, alpha * truth + sigma * noise, noise)  # absent: nothing but noise
-        out = self.prior.net(torch.where(clean, seen.z, noised), process.label(t), seen.condition, seen.context).float()
-        weight = known * torch.where(clean, config.copy, 1.0)
-        error = (out - truth) ** 2 * weight
+        noised = torch.where(expand(known, truth), alpha * truth + sigma * noise, noise)  # absent: nothing but noise
+        weight = expand(known * torch.where(seen.clean, self.config.copy, 1.0), truth) * self._importance()
+        error = (self._predict(seen, noised, t) - truth) ** 2 * weight
         return error.sum() / weight.expand_as(error).sum().clamp(min=1e-6)
+
+    def _importance(self) -> Tensor:
+        """Of the latent's channels [C, 1, 1, 1], mean 1: a linear codec's errors count as they do in the image."""
+        variance = self.whitening.scale**-2 if self.config.codec.linear else torch.ones_like(self.whitening.scale)
+        return (variance / variance.mean())[:, None, None, None]
+
+    def _predict(self, seen: Seen, x: Tensor, t: Tensor) -> Tensor:
+        """z_0 from x_t [B, slots, C, *spatial] at t [B], given slots clean; a prior with sketches begins there."""
+        process = self.prior.process
+        x = torch.where(expand(seen.clean, x), seen.z, x)
+        out = self.prior.net(x, process.label(t), seen.condition, seen.context).float()
+        if seen.context is None or self.doubt is None:
+            return out
+        alpha, sigma = (expand(v, x) for v in process.at(t))
+        doubt = expand(self.doubt[None], x)
+        weight = alpha * doubt / (alpha**2 * doubt + sigma**2)
+        return out + seen.context + weight * (x - alpha * seen.context)
 
     def _voxels(self, available: Tensor) -> Tensor:
         """Available places [B, places] -> present [B, M, 1, 1, 1 or Z]."""
@@ -219,20 +281,33 @@ class CoPeDiT(nn.Module):
 
     def _seen(self, images: Tensor, present: Tensor) -> Seen:
         """From what is present (broadcasts to images) alone; images may hold anything elsewhere."""
-        return self._view(*self._glimpse(images, present), present)
+        return self._view(*self._glimpse(images, present), present, self._sketch(images, present))
+
+    def _filled(self, images: Tensor, present: Tensor) -> Tensor:
+        """Images with the gaps within each interpolated, -1 where there is nothing of one."""
+        pairs = (v.flatten(0, 1)[:, None] for v in (images, present.expand(*images.shape[:2], *present.shape[2:])))
+        return patterns.filled(*pairs).reshape(images.shape)
 
     def _glimpse(self, images: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and prompts of what is present, its gaps filled for the encoder."""
-        pairs = (v.flatten(0, 1)[:, None] for v in (images, present.expand(*images.shape[:2], *present.shape[2:])))
-        return self._whole(patterns.filled(*pairs).reshape(images.shape), present.flatten(2).any(2))
+        return self._whole(self._filled(images, present), present.flatten(2).any(2))
 
-    def _view(self, z: Tensor, told: Tensor, present: Tensor) -> Seen:
-        """What the prior may know of latents [B, M, C, *spatial] and prompts [B, M, 3, size]."""
+    def _sketch(self, images: Tensor, present: Tensor) -> Tensor | None:
+        """The simple answer: images with all that is missing filled in; None if the prior is shown none."""
+        if not self.config.prior.context:
+            return None
+        filled = self._filled(images, present)
+        return filled if self.regression is None else self.regression(filled, telling(present))
+
+    def _view(self, z: Tensor, told: Tensor, present: Tensor, sketch: Tensor | None) -> Seen:
+        """What the prior may know of latents [B, M, C, *spatial], prompts [B, M, 3, size] and the sketch's images."""
         config = self.config
-        z, clean = slots(config, z * spread(present.flatten(2).any(2), z)), patterns.given(config, present)
-        prompts = average(told, telling(present))
-        context = z if config.prior.context else None
-        return Seen(z * spread(clean, z), clean, context, self._condition(prompts, patterns.places(config, present)))
+        shown, context = telling(present), None if sketch is None else slots(config, z)
+        if sketch is not None and not shown.all():
+            context = torch.where(expand(shown, z), z, self._whole(sketch, ~shown)[0])
+        z, clean = slots(config, z * expand(present.flatten(2).any(2), z)), patterns.given(config, present)
+        prompts = average(told, shown)
+        return Seen(z * expand(clean, z), clean, context, self._condition(prompts, patterns.places(config, present)))
 
     def _condition(self, prompts: Tensor, places: Tensor) -> Tensor | None:
         """Prompts [B, 3, size] or the bits of what is there [B, places], as the prior is to be told."""
@@ -277,13 +352,14 @@ class CoPeDiT(nn.Module):
 
     def _complete(self, images: Tensor, present: Tensor, rng: Rng, progress: Progress | None) -> Tensor:
         """One subject [1, M, X, Y, Z]."""
-        z = self.sample(images, present, rng, progress)
+        with frozen(self.tokenizer):
+            seen = self._seen(images, present)
         wanted = ~present.flatten(2).all(2)[0]
+        found = self._decode(latents(self.config, self._drawn(seen, rng, progress))[0, wanted])
+        sketch = self._sketch(images, present)
+        if sketch is not None and seen.context is not None:
+            found = sketch[0, wanted] + found - self._decode(latents(self.config, seen.context)[0, wanted])
         made = torch.zeros_like(images)
-        z = latents(self.config, z)[0]
-        found = self._decode(z[wanted])
-        if self.config.detail and len(found):
-            found = self._detailed(found, images[0], present[0], wanted)
         made[:, wanted] = found.clamp(-1, 1).to(made.dtype)
         return made
 
@@ -291,61 +367,20 @@ class CoPeDiT(nn.Module):
         """Standardised latents [K, C, *spatial] -> images [K, X, Y, Z]."""
         return self.tokenizer.codec.decode(self.whitening.leave(z))[:, 0]
 
-    def _detailed(self, made: Tensor, images: Tensor, present: Tensor, wanted: Tensor) -> Tensor:
-        """Images made [K, X, Y, Z], with what the codec loses of what is given, images and present [M, X, Y, Z]."""
-        if self.config.layout == "slices":
-            there = present[0].flatten(0, 1).all(0)
-            return carry(made, images.float() - made, there, self.config.detail)
-        given = images[~wanted].float()
-        if not len(given):
-            return made
-        again = self._decode(self.whitening.enter(self.tokenizer.codec.encode(given[:, None])))
-        return transfer(made, given, again, round(self.config.detail))
-
     def sample(self, images: Tensor, present: Tensor, rng: Rng, progress: Progress | None = None) -> Tensor:
         """Latents [B, slots, C, *spatial] of whole subjects: given ones as encoded, to the bit, the others drawn."""
-        config, process = self.config, self.prior.process
         with frozen(self.tokenizer):
             seen = self._seen(images, present)
-        clean = spread(seen.clean, seen.z)
-        net = self.prior.net
+        return self._drawn(seen, rng, progress)
+
+    def _drawn(self, seen: Seen, rng: Rng, progress: Progress | None) -> Tensor:
+        config, process, clean = self.config, self.prior.process, expand(seen.clean, seen.z)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            out = net(torch.where(clean, seen.z, x), process.label(t), seen.condition, seen.context)
-            return torch.where(clean, seen.z, out.float())
+            return torch.where(clean, seen.z, self._predict(seen, x, t))
 
-        bent: Denoise = denoise
         noise = rng.normal_like(seen.z)
-        return SOLVERS[config.solver](bent, process, noise, process.grid(config.steps), progress=progress)
-
-
-def cut(images: Tensor, present: Tensor, crop: Sequence[int], rng: Rng) -> tuple[Tensor, Tensor]:
-    """A random sub-volume of every sample, `crop` voxels (0: all) along each axis; presence must not vary within."""
-    sizes = [min(c, n) if c else n for c, n in zip(crop, images.shape[2:])]
-    starts = rng.fork("crop").uniform(3)
-    parts = []
-    for image, u in zip(images, starts):
-        corner = [int(v * (n - c + 1)) for v, n, c in zip(u, images.shape[2:], sizes)]
-        x, y, z = (slice(a, a + c) for a, c in zip(corner, sizes))
-        parts.append(image[:, x, y, z])
-    return torch.stack(parts), present
-
-
-def by_modality(values: Tensor, whole: Tensor) -> Tensor:
-    """Values [N, ...] of the N images that are there, whole [B, M] -> [B, M, ...], 0 elsewhere."""
-    return values.new_zeros(*whole.shape, *values.shape[1:]).index_put((whole,), values)
-
-
-def telling(present: Tensor) -> Tensor:
-    """Which modalities [B, M] the prompts are averaged over: the whole ones, or where there are none all that show."""
-    flat = present.flatten(2)
-    whole, some = flat.all(2), flat.any(2)
-    return torch.where(whole.any(1, keepdim=True), whole, some)
-
-
-def spread(flags: Tensor, like: Tensor) -> Tensor:
-    """[B, slots] with axes appended, to go with `like`."""
-    return flags.reshape(*flags.shape, *(1,) * (like.ndim - 2))
+        return SOLVERS[config.solver](denoise, process, noise, process.grid(config.steps), progress=progress)
 
 
 def learned(module: nn.Module) -> Iterable[nn.Parameter]:

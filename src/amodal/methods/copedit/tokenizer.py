@@ -45,9 +45,9 @@ class Judged(NamedTuple):
 
 
 class PromptEncoder(nn.Module):
-    """A latent [N, C, *spatial] -> a prompt [N, size], float32 whatever the type of the rest."""
+    """A latent [N, C, *spatial] -> `prompts` of them [N, prompts * size], float32 whatever the type of the rest."""
 
-    def __init__(self, channels: int, config: PromptConfig):
+    def __init__(self, channels: int, config: PromptConfig, prompts: int = 1):
         super().__init__()
         first, second = config.widths
         kinds: dict[str, Callable[[int], nn.Module]] = {
@@ -56,10 +56,10 @@ class PromptEncoder(nn.Module):
         }
         # called embed: small, and every answer depends on it, so it stays in float32
         self.embed = nn.Sequential(
-            CONV[3](channels, first, 3, padding=1), kinds[config.norm](first), nn.ReLU(),
-            CONV[3](first, second, 3, padding=1), kinds[config.norm](second), nn.ReLU(),
+            CONV[3](channels, first, 3, config.stride, 1), kinds[config.norm](first), nn.ReLU(),
+            CONV[3](first, second, 3, config.stride, 1), kinds[config.norm](second), nn.ReLU(),
             nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(second, config.size), nn.ReLU(),
-            nn.Linear(config.size, config.size),
+            nn.Linear(config.size, prompts * config.size),
         )  # fmt: skip
         for layer in self.embed:
             if isinstance(layer, nn.Conv3d | nn.Linear):
@@ -77,7 +77,9 @@ class CoPeVAE(nn.Module):
         super().__init__()
         prompts = config.prompts
         self.codec = VQ(config.codec)
-        self.prompts = nn.ModuleDict({name: PromptEncoder(config.codec.channels, prompts) for name in PROMPTS})
+        makers = {"all": len(PROMPTS)} if prompts.shared else dict.fromkeys(PROMPTS, 1)
+        channels = config.codec.channels
+        self.prompts = nn.ModuleDict({name: PromptEncoder(channels, prompts, n) for name, n in makers.items()})
         answers = {"count": config.counts, "position": config.places, "contrast": prompts.contrast}
         # called embed: in float32, as the prompts
         self.embed = nn.ModuleDict({name: nn.Linear(prompts.size, n) for name, n in answers.items()})
@@ -88,12 +90,17 @@ class CoPeVAE(nn.Module):
 
     def told(self, z: Tensor) -> Tensor:
         """The prompts of single latents [N, C, *spatial] -> [N, 3, size]."""
-        return torch.stack([self.prompts[name](z.float()) for name in PROMPTS], dim=1)
+        found = torch.cat([encoder(z.float()) for encoder in self.prompts.values()], dim=1)
+        return found.unflatten(1, (len(PROMPTS), -1))
 
     def answer(self, name: str, prompt: Tensor) -> Tensor:
         """A head's answer to a prompt [B, size]."""
         with full_precision(prompt.device):
             return self.embed[name](F.silu(prompt.float()))
+
+    def perceiving(self) -> list[nn.Parameter]:
+        """The parameters of prompts and heads."""
+        return [*self.prompts.parameters(), *self.embed.parameters()]
 
     def judge(self, available: Tensor, missing: Tensor, paired: Tensor) -> Judged:
         """Prompts of the available and of the missing part, [B, 3, size] each."""
