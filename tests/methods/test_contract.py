@@ -81,7 +81,8 @@ def test_every_stage_learns_and_every_parameter_takes_part(name):
                 loss.backward()
                 assert all(p.grad is not None for p in player.parameters())
                 optimiser.step()
-        assert mean_loss(stage, stage.players[0], data) < 0.75 * before
+        # what begins with a fitted estimate has less left to learn
+        assert mean_loss(stage, stage.players[0], data) < 0.85 * before
 
 
 @EVERY
