@@ -73,7 +73,7 @@ def test_every_stage_learns_and_every_parameter_takes_part(name):
             stage.begin(lambda k: data)
         optimisers = [torch.optim.Adam(player.parameters(), 2e-3) for player in stage.players]
         before = mean_loss(stage, stage.players[0], data)
-        for i in range(30):
+        for i in range(60):  # what begins with a fitted estimate has less left to learn, and takes longer
             for player, optimiser in zip(stage.players, optimisers):
                 loss, extras = player.loss(stage.forward(data, Rng.of(1, len(data), "train", i)))
                 assert loss.ndim == 0 and all(isinstance(v, float) for v in extras.values())
@@ -81,8 +81,7 @@ def test_every_stage_learns_and_every_parameter_takes_part(name):
                 loss.backward()
                 assert all(p.grad is not None for p in player.parameters())
                 optimiser.step()
-        # what begins with a fitted estimate has less left to learn
-        assert mean_loss(stage, stage.players[0], data) < 0.85 * before
+        assert mean_loss(stage, stage.players[0], data) < 0.75 * before
 
 
 @EVERY
