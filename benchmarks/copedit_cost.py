@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from dit import keep, rate, seconds
 from torch import Tensor, nn
 
 from amodal.core.contract import Batch
@@ -60,18 +58,6 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def ceiling(half: bool, size: int = 2048) -> float:
-    """This machine's rate of matrix products, GFLOP/s."""
-    a = torch.randn(size, size, dtype=torch.bfloat16 if half else torch.float32)
-    return max(2 * size**3 / seconds(lambda: a @ a) / 1e9 for _ in range(5))
-
-
-def seconds(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
 def study(config: copedit.Config) -> Batch:
     """One subject of noise in [-1, 1]."""
     images = torch.rand(1, len(config.modalities), *config.size) * 2 - 1
@@ -98,13 +84,18 @@ def complete(config: copedit.Config, half: bool) -> dict[str, Any]:
         "decode": Clock(codec.decoder, one),
     }
     convert(method, torch.bfloat16 if half else torch.float32)
-    total, limit = seconds(lambda: method.complete(Batch(whole.images, present), Rng.of(0, 1))), ceiling(half)
+    total, limit = seconds(lambda: method.complete(Batch(whole.images, present), Rng.of(0, 1))), rate(half)
     parts = {}
     for name, clock in clocks.items():
-        rate = clock.gflop * clock.calls / clock.seconds
-        parts[name] = {"seconds": clock.seconds, "calls": clock.calls, "gflop": clock.gflop * clock.calls, "rate": rate}
-        work = f"{clock.calls:3} calls  {clock.gflop * clock.calls:9.1f} GFLOP  {rate:5.0f} GFLOP/s"
-        print(f"  {name:8} {clock.seconds:7.1f} s  {work}, {100 * rate / limit:3.0f} % of the matrix rate")
+        reached = clock.gflop * clock.calls / clock.seconds
+        parts[name] = {
+            "seconds": clock.seconds,
+            "calls": clock.calls,
+            "gflop": clock.gflop * clock.calls,
+            "rate": reached,
+        }
+        work = f"{clock.calls:3} calls  {clock.gflop * clock.calls:9.1f} GFLOP  {reached:5.0f} GFLOP/s"
+        print(f"  {name:8} {clock.seconds:7.1f} s  {work}, {100 * reached / limit:3.0f} % of the matrix rate")
     print(f"  complete {total:7.1f} s, matrix rate {limit:.0f} GFLOP/s, memory {peak():.1f} GiB", flush=True)
     return {"seconds": total, "ceiling": limit, "peak_gib": peak(), "parts": parts}
 
@@ -132,7 +123,6 @@ def main() -> None:
     choice = parser.parse_args()
     torch.set_num_threads(choice.threads)
     half = bf16("auto", torch.device("cpu"))
-    results = json.loads(choice.out.read_text()) if choice.out.exists() else {}
     for name in choice.cases:
         config = replace(copedit.PRESETS[name](), steps=choice.steps)
         print(f"{name}, {'x'.join(map(str, config.size))} x {len(config.modalities)}, {choice.steps} steps, "
@@ -140,13 +130,7 @@ def main() -> None:
         found: dict[str, Any] = {}
         for what in choice.what:
             found[what] = complete(config, half) if what == "complete" else step(config, what)
-        results[name] = {
-            "steps": choice.steps, "bf16": half, "results": found,
-            "machine": {"cpu": platform.processor(), "threads": choice.threads, "cores": os.cpu_count(),
-                        "load": round(os.getloadavg()[0], 1), "torch": torch.__version__},
-        }  # fmt: skip
-        choice.out.parent.mkdir(parents=True, exist_ok=True)
-        choice.out.write_text(json.dumps(results, indent=1) + "\n")
+        keep(choice.out, name, {"steps": choice.steps, "bf16": half, "results": found}, choice.threads)
 
 
 if __name__ == "__main__":

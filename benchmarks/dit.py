@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,14 +124,25 @@ def measure(runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, dic
 def rate(half: bool, size: int = 2048) -> float:
     """This machine's rate of matrix products now, in GFLOP/s: the ceiling."""
     a = torch.randn(size, size, dtype=torch.bfloat16 if half else torch.float32)
-    best = min(_timed(lambda: a @ a) for _ in range(5))
+    best = min(seconds(lambda: a @ a) for _ in range(5))
     return 2 * size**3 / best / 1e9
 
 
-def _timed(run: Callable[[], Tensor]) -> float:
+def seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+def keep(out: Path, name: str, found: dict[str, Any], threads: int) -> None:
+    """Write what was found under its name, with the machine as it is now; what other runs wrote stays."""
+    machine = {
+        "cpu": platform.processor(), "threads": threads, "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
+    }  # fmt: skip
+    kept = json.loads(out.read_text()) if out.exists() else {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**kept, name: {**found, "machine": machine}}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -144,7 +156,6 @@ def main() -> None:
     choice = parser.parse_args()
     torch.set_num_threads(choice.threads)
     half = bf16("auto", torch.device("cpu"))
-    results = json.loads(choice.out.read_text()) if choice.out.exists() else {}
     for name in choice.cases:
         config = copedit.PRESETS[name]()
         ours = DiT(config.prior, config.codec.channels, config.condition).eval()
@@ -161,14 +172,11 @@ def main() -> None:
             ratio = f"{row['ratio']:.2f}x ({row['ratio_min']:.2f}-{row['ratio_max']:.2f})"
             print(f"  {who:16} {row['median_s']:8.3f} s  {ratio}")
         print(f"  {reached:.0f} GFLOP/s, {100 * reached / ceiling:.0f} % of this machine's matrix rate ({ceiling:.0f})")
-        results[name] = {
+        found = {
             "batch": choice.batch, "gflop": work / 1e9, "ceiling_gflops": ceiling, "reached_gflops": reached,
             "bf16": half, "note": choice.note, "results": table,
-            "machine": {"cpu": platform.processor(), "threads": choice.threads, "cores": os.cpu_count(),
-                        "load": round(os.getloadavg()[0], 1), "torch": torch.__version__},
         }  # fmt: skip
-        choice.out.parent.mkdir(parents=True, exist_ok=True)
-        choice.out.write_text(json.dumps(results, indent=1) + "\n")
+        keep(choice.out, name, found, choice.threads)
 
 
 if __name__ == "__main__":
