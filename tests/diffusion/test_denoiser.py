@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from amodal.core.rng import Rng
-from amodal.diffusion.denoiser import TARGETS, Denoiser, expand, x0_from
+from amodal.diffusion.denoiser import TARGETS, Denoiser, around, expand, x0_from
 from amodal.diffusion.process import DDPM, RectifiedFlow
 
 PROCESSES = {"cosine": DDPM(1000, "cosine"), "linear": DDPM(1000, "linear"), "flow": RectifiedFlow()}
@@ -200,3 +200,14 @@ def test_conditions_reach_the_network():
     vector = torch.rand(4, 3)
     out = Denoiser(Told(), PROCESSES["cosine"], "x0")(x, torch.full((4,), 10.0), vector)
     torch.testing.assert_close(out, vector[..., None, None].expand_as(x))
+
+
+def test_an_estimate_around_a_guess_is_the_posterior_mean():
+    """x_0 ~ N(g, v), x_t = a x_0 + s eps: (g / v + a x_t / s^2) / (1 / v + a^2 / s^2). The guess where x_t says
+    nothing, x_t where it is clean."""
+    g, v, x = torch.randn(50), 0.1 + torch.rand(50), torch.randn(50)
+    a, s = torch.tensor(0.6), torch.tensor(0.8)
+    torch.testing.assert_close(around(g, v, x, a, s), (g / v + a * x / s**2) / (1 / v + a**2 / s**2))
+    zero, one = torch.tensor(0.0), torch.tensor(1.0)
+    assert torch.equal(around(g, v, x, zero, one), g)
+    torch.testing.assert_close(around(g, v, x, one, zero), x)

@@ -99,13 +99,19 @@ class Batch:
         return Batch(self.images.to(device, dtype), self.present.to(device), metadata, measured)
 
 
+def itself(loss: Tensor) -> tuple[Tensor, Mapping[str, float]]:
+    """The loss of a stage whose `forward` returns it, and nothing else to log."""
+    return loss, {}
+
+
 @dataclass(frozen=True)
 class Player:
-    """One side of a training game: its parameters and its loss, a function of what `forward` returned."""
+    """One side of a training game: its parameters and its loss (and what is logged), a function of what `forward`
+    returned."""
 
     name: str
     parameters: Callable[[], Iterable[torch.nn.Parameter]]
-    loss: Callable[[Any], tuple[Tensor, Mapping[str, float]]]
+    loss: Callable[[Any], tuple[Tensor, Mapping[str, float]]] = itself
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,13 @@ def target(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, prediction: Pred
     return torch.where(sigma == 0, torch.zeros_like(out), out)
 
 
+def around(guess: Tensor, variance: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """E[x_0 | x_t] where x_0 is normal around a guess with a variance (Wiener): where a network that is shown the guess
+    begins."""
+    weight = alpha * variance / (alpha**2 * variance + sigma**2).clamp(min=1e-4)
+    return guess + weight * (x - alpha * guess)
+
+
 class Denoiser(nn.Module):
     """A network, the process it was trained on, and what it predicts. The process travels with the weights."""
 

@@ -148,6 +148,18 @@ def fit(mixture: Mixture, data: Callable[[int], Batch], above: float = -torch.in
     return mixture.fit(images, present, rng)
 
 
+@torch.no_grad()
+def estimate(mixture: Mixture, images: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """What the images that are `given` (bool [B, M]) of images [B, M, *spatial] say of all, voxel by voxel: mean, in
+    [-1, 1], and variance, both like images. Where all that is given is background (-1), so is the rest, for sure."""
+    there = given[(...,) + (None,) * (images.dim() - 2)]
+    y, alpha = torch.where(there, images, torch.zeros_like(images)), given.float()
+    outside = ((images <= -1) | ~there).all(1, keepdim=True) & there.any(1, keepdim=True)
+    mean = mixture(y, alpha, 1 - alpha).clamp(-1, 1)
+    variance = mixture.variance(y, alpha, 1 - alpha)
+    return torch.where(outside, -1.0, mean), torch.where(outside, 0.0, variance)
+
+
 def monomials(y: Tensor) -> Tensor:
     """1, y_i and the products y_i y_j (i <= j): [B, M, N] -> [B, 1 + M + M (M + 1) / 2, N]."""
     i, j = torch.triu_indices(y.shape[1], y.shape[1], device=y.device)

@@ -113,7 +113,7 @@ class Any2all(nn.Module):
         """The prior knows images alone."""
 
     def stages(self) -> tuple[Stage, ...]:
-        player = Player("prior", self.prior.parameters, _loss)
+        player = Player("prior", self.prior.parameters)
         return (Stage("prior", self._forward, (player,), begin=self._begin),)
 
     def _begin(self, data: Callable[[int], Batch]) -> None:
@@ -282,7 +282,3 @@ def less(present: Tensor, number: int) -> Tensor:
     shown = present.clone()
     shown[:, there[number % len(there)]] = False
     return shown
-
-
-def _loss(value: Tensor) -> tuple[Tensor, dict[str, float]]:
-    return value, {}

@@ -158,10 +158,10 @@ class APT(nn.Module):
         share = self.config.features.share
         own = self.config.features.encoder == "own"
         rest = 1 - share * (1 + own)
-        encoder = Stage("encoder", self._see, (Player("encoder", self._encoder_parameters, _loss),), share)
-        features = Stage("features", self._fuse, (Player("fusion", self.fusion.parameters, _loss),), share,
+        encoder = Stage("encoder", self._see, (Player("encoder", self._encoder_parameters),), share)
+        features = Stage("features", self._fuse, (Player("fusion", self.fusion.parameters),), share,
                          begin=self._begin_features)  # fmt: skip
-        last = Stage("prior", self._predict, (Player("prior", self.prior.parameters, _loss),), rest,
+        last = Stage("prior", self._predict, (Player("prior", self.prior.parameters),), rest,
                      begin=self._begin_prior)  # fmt: skip
         return (*((encoder,) if own else ()), features, last)
 
@@ -344,7 +344,3 @@ def _part(progress: Progress | None, parts: Sequence[int], index: int) -> Progre
     """The progress of one of several parts, told as progress of the whole."""
     before = sum(parts[:index])
     return None if progress is None else lambda done, of: progress(before + done, sum(parts))
-
-
-def _loss(value: Tensor) -> tuple[Tensor, dict[str, float]]:
-    return value, {}

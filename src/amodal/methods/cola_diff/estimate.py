@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...core.contract import Batch
-from ...diffusion.denoiser import Prediction, target
+from ...diffusion.denoiser import Prediction, around, target
 from ...nn.layout import pad_to
-from ...nn.mixture import Mixture, fit
+from ...nn.mixture import Mixture, estimate, fit
 from .conditions import Task
 
 HEAD = -0.9  # the mixture is one of voxels where any modality is brighter than this, of [-1, 1]
@@ -26,8 +26,9 @@ class FirstGuess(nn.Module):
 
         E[kappa_0 | kappa_t, kappa^] = kappa^ + alpha a d / (alpha^2 a d + sigma^2) (kappa_t - alpha kappa^)
 
-    is what the network begins with, at every time; and what the codec loses of the image, x^ - D(kappa^), is added to
-    what is made. Without components there is none of it.
+    is what the network begins with, at every time. What the codec loses of an image, x - D(E(x)), no latent can say:
+    of x^ it is added to the posterior mean, of x^ + s eps, with new eps, to each draw. Without components there is
+    none of it.
     """
 
     def __init__(self, channels: int, modalities: int, components: int, prediction: Prediction):
@@ -46,29 +47,21 @@ class FirstGuess(nn.Module):
             return torch.zeros_like(x)
         guess, doubt = self.split(y)
         v = self.variance[:, None, None] * doubt
-        mean = guess + alpha * v / (alpha**2 * v + sigma**2).clamp(min=FEWEST) * (x - alpha * guess)
-        return target(mean, x, alpha, sigma, self.prediction)
+        return target(around(guess, v, x, alpha, sigma), x, alpha, sigma, self.prediction)
 
     def split(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """kappa^ [B, channels, ...] and d [B, 1, ...] of the conditions."""
         return y[:, : self.channels].float(), y[:, self.channels : self.channels + 1].float().clamp(min=FEWEST)
 
-    @torch.no_grad()
-    def image(self, images: Tensor, task: Task) -> Tensor:
-        """[N, M, X, Y] -> the estimate of the target from what is given, [N, 1, X, Y] in [-1, 1]; -1 where all that is
-        given is."""
-        made = self._of_target(self.mixture(*_seen(images, task)), task)
-        return torch.where(_outside(images, task), torch.full_like(made, -1.0), made.clamp(-1, 1))
+    def estimate(self, images: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+        """[N, M, X, Y] -> x^, in [-1, 1], and s^2 of the target from what is given, [N, 1, X, Y] each."""
+        at = torch.arange(len(images), device=images.device), task.target
+        mean, variance = estimate(self.mixture, images, task.given)
+        return mean[at][:, None], variance[at][:, None]
 
-    @torch.no_grad()
-    def doubts(self, images: Tensor, task: Task, factor: int) -> Tensor:
-        """d: [N, M, X, Y] -> [N, 1, X / factor, Y / factor]."""
-        variance = self._of_target(self.mixture.variance(*_seen(images, task)), task)
-        variance = torch.where(_outside(images, task), torch.zeros_like(variance), variance)
+    def doubts(self, variance: Tensor, factor: int) -> Tensor:
+        """s^2 [N, 1, X, Y] -> d [N, 1, X / factor, Y / factor]."""
         return functional.avg_pool2d(pad_to(variance, factor), factor) / self.doubt
-
-    def _of_target(self, each: Tensor, task: Task) -> Tensor:
-        return each[torch.arange(len(each), device=each.device), task.target][:, None]
 
     def begin(self, data: Callable[[int], Batch]) -> None:
         """Fit the mixture."""
@@ -88,15 +81,3 @@ class FirstGuess(nn.Module):
             samples += len(y)
         self.variance.copy_((away / samples).clamp(min=FEWEST))
         self.doubt.copy_((doubts / samples).clamp(min=FEWEST))
-
-
-def _seen(images: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-    """What is given as the mixture takes it: images, alpha 1 where given, sigma 1 elsewhere."""
-    given = task.given.float()
-    return torch.where(task.given[..., None, None], images, torch.zeros_like(images)), given, 1 - given
-
-
-def _outside(images: Tensor, task: Task) -> Tensor:
-    """Where all that is given is background, [N, 1, X, Y]; nowhere if nothing is given."""
-    dark = (images <= -1) | ~task.given[..., None, None]
-    return (dark.all(1) & task.given.any(1)[:, None, None])[:, None]

@@ -14,7 +14,7 @@ voxel says by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,8 +111,9 @@ class ColaDiff(nn.Module):
         """
         latents = self._encode(batch.images, task.given)
         if self.config.components:
-            guess = self._encode(self.first.image(batch.images, task), torch.ones_like(task.given[:, :1]))
-            doubt = self.first.doubts(batch.images, task, self.codec.factor)
+            mean, variance = self.first.estimate(batch.images, task)
+            guess = self._encode(mean, torch.ones_like(task.given[:, :1]))
+            doubt = self.first.doubts(variance, self.codec.factor)
             latents = torch.cat([guess, doubt.to(latents.dtype), latents], dim=1)
         if not self.config.guidance:
             return latents, task.vector(torch.full_like(task.target, -1))
@@ -175,25 +176,31 @@ class ColaDiff(nn.Module):
         task = Task(given, target, torch.ones_like(target, dtype=torch.bool))
         metadata = None if batch.metadata is None else {k: v[row] for k, v in batch.metadata.items()}
         y, known = self.conditions(Batch(batch.images[row], given, metadata), task)
-        maps, lost, made = self.net.maps(y), self._lost(batch.images[row], task, y), []
+        maps, lost, made = self.net.maps(y), self._lost(batch.images[row], task), []
         keys = [(rng.seeds[r], self.modalities[m]) for r, m in part.tolist()]
         draws = [None] if count is None else range(count)
         for i, k in enumerate(draws):
             own = Rng([seed_of(seed, "target", name, *([] if k is None else [k])) for seed, name in keys])
             noise = own.normal(self.codec.channels, *y.shape[2:]).to(y) * (not self._means(count))
             z = self._sample(maps, y, known, noise, own, share(progress, i, len(draws)))
-            made.append((self._decode(z, batch.images) + lost).clamp(-1, 1))
+            made.append((self._decode(z, batch.images) + lost(None if self._means(count) else own)).clamp(-1, 1))
         return torch.stack(made)
 
     def _decode(self, z: Tensor, like: Tensor) -> Tensor:
         """Latents [N, channels, ...] -> images [N, X, Y]."""
         return crop_to(self.codec.decode(z), like.shape[2:])[:, 0]
 
-    def _lost(self, images: Tensor, task: Task, y: Tensor) -> Tensor:
-        """What the codec would lose of the estimate [N, X, Y]: it is kept."""
+    def _lost(self, images: Tensor, task: Task) -> Callable[[Rng | None], Tensor]:
+        """What no latent can say, [N, X, Y], and is added: of the estimate or, by random numbers, of a draw of it."""
         if not self.config.components:
-            return images.new_zeros(())
-        return self.first.image(images, task)[:, 0] - self._decode(y[:, : self.codec.channels], images)
+            return lambda rng: images.new_zeros(())
+        mean, variance = self.first.estimate(images, task)
+
+        def lost(rng: Rng | None) -> Tensor:
+            x = mean if rng is None else mean + variance.sqrt() * rng.fork("voxels").normal(*mean.shape[1:]).to(mean)
+            return x[:, 0] - self._decode(self.codec.encode(x), images)
+
+        return lost
 
     def _means(self, count: int | None) -> bool:
         """Whether one step makes the posterior mean: its start tells nothing of the image, so noise would only show."""
