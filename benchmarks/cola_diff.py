@@ -7,7 +7,7 @@ no network brings back. Measured on TEST, whose subjects are never trained on:
   ours beside them, --seeds times each, for --steps each: PSNR, SSIM and their SD over seeds
 - one network that makes any contrast from any others, for --any-minutes: every contrast from all others beside both
   baselines; the target from more and more inputs (Table 2, bottom); how the SD map of 8 draws correlates with the
-  absolute error of their mean, in the head, in every fourth slice of the first subjects
+  absolute error of their mean, in the head, in every 16th slice
 
 What is done already is found in FOLDER and not done again. Writes FOLDER/results.json, prints the tables, and leaves
 the network of any contrast in FOLDER/model, for `amodal complete --model`.
@@ -54,7 +54,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 GROWING = ("T1w", "T1Gd", "FLAIR", "T2w")  # inputs, one more at a time (less the target)
 WARMUP, EMA = 50, 0.99  # of the runs, which are short
-DRAWS, EVERY, WATCHED = 8, 4, 1  # for the correlation: draws, of how many slices one is taken, subjects
+DRAWS, EVERY, WATCHED = 8, 16, 6  # for the correlation: draws, of how many slices one is taken, subjects
 
 
 def studies(args: argparse.Namespace) -> list[Study]:
@@ -124,7 +124,7 @@ def scored(
 
 
 def thinned(study: Study) -> Study:
-    """Every fourth axial slice of a study."""
+    """Every `EVERY`th axial slice of a study."""
     affine = study[study.reference].affine @ np.diag([1, 1, EVERY, 1])
     volumes = {m: Volume(study[m].data[..., ::EVERY], affine) for m in study}
     return dataclasses.replace(study, volumes=volumes, tissue={m: t[..., ::EVERY] for m, t in study.tissue.items()})

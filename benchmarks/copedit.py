@@ -8,7 +8,7 @@
     table8   U-Net, DiT, DiT-3D, MDiT3D as the prior
     figure7  --model RUN: the prompts in two dimensions, by what is missing
     figure8  --model RUN: prompts of wrong patterns for a share of the subjects; zeroed, random, shuffled, swapped
-    scores   --model RUN: against regression and the best single modality, or interpolation between slices
+    scores   --model RUN: against its own sketch, regression and the best single modality, or interpolation of slices
     steps    --model RUN: sampled in 1, 2, 5, 10, 25 and 50 steps
 
 `--variants NAME ...` are those of a table that are trained. `--set prior.context=false` changes a setting for all: a
@@ -138,13 +138,16 @@ def scores(method: CoPeDiT, cache: Cache, name: str, seed: int, others: Baseline
         images, mask = torch.from_numpy(stack)[None], head_mask(unit(stack))
         for count, present in patterns(config):
             rng = Rng.of(seed_of(seed, label), 1, "compare")
-            made = method.complete(Batch(images, present).to(device), rng)[0].float().cpu().numpy()
+            batch = Batch(images, present).to(device)
+            made, sketch = method.complete(batch, rng)[0].float().cpu().numpy(), method.voxelwise(batch)
             where = present[0].numpy()
             for m, modality in enumerate(config.modalities):
                 if where[m].all():
                     continue
                 missing = np.array(True) if config.layout == "modalities" else ~where[m, 0, 0]
                 guesses = {name: made[m]} | baselines(stack, where, modality, m, config, others)
+                if sketch is not None and others is not None:
+                    guesses["its sketch"] = sketch[0, m].float().cpu().numpy()
                 for who, guess in guesses.items():
                     p, s = compare(unit(guess), unit(stack[m]), missing, mask)
                     rows.append({"who": who, "seed": seed, "subject": label, "missing": count, "image": modality,

@@ -68,7 +68,7 @@ def case(model: Model, number: int, target: str, slices: int, choice: argparse.N
     study = to_study(subject(number, SEED, COHORT[number % len(COHORT)]))
     depth = study[target].shape[2]
     where = np.linspace(0.35 * depth, 0.75 * depth, slices).astype(int)
-    windows = {m: model.window(m, study[m].data) for m in model.modalities}
+    windows = {m: model.window(m, study[m]) for m in model.modalities}
     stack = np.stack([windows[m].enter(study[m].data[..., where]) for m in model.modalities])
     truth = torch.from_numpy(np.ascontiguousarray(np.moveaxis(study[target].data[..., where], -1, 0)))
     images = torch.from_numpy(np.ascontiguousarray(np.moveaxis(stack, -1, 0)))

@@ -50,7 +50,7 @@ def study_of(index: int) -> Study:
 
 def slices_of(model: Model, study: Study, every: int) -> np.ndarray:
     """Some slices of the middle [M, X, Y, Z'] in [-1, 1]."""
-    stack = np.stack([model.window(m, study[m].data).enter(study[m].data) for m in FIVE]).astype(np.float32)
+    stack = np.stack([model.window(m, study[m]).enter(study[m].data) for m in FIVE]).astype(np.float32)
     area = (stack.max(0) > -0.8).sum((0, 1))
     inside = np.flatnonzero(area > 0.25 * area.max())
     return stack[..., inside[every // 2 :: every]]

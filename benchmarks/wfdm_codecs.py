@@ -1,12 +1,13 @@
 """WFDM's table of codecs (Table 3) with equal training: WF-SA-VAE, WF-VAE, Wavelet VAE, VAE-GAN; and the transforms.
 
     python benchmarks/wfdm_codecs.py DATASET --minutes 30 [--out runs/codecs] [--preset small] [--subjects 8]
+    python benchmarks/wfdm_codecs.py DATASET --minutes 6 --set "size=[48,56,40]" spacing=4
 
 Every codec is trained on DATASET (`amodal train wfdm ... --set 'stages=["codec"]'`) for the same time, or with
 `--steps` for as many steps; a run that is there already is used as it is. They are then measured on virtual subjects
-that nothing was trained on: PSNR, SSIM, MS-SSIM and MSE of whole volumes in [0, 1], and LPIPS in features of a fixed
-random network (not the paper's, so its numbers compare with one another alone). Pooled and by modality, mean and
-standard error over subjects. Writes benchmarks/results/wfdm_codecs.json.
+that nothing was trained on (`wfdm_data.py`): PSNR, SSIM, MS-SSIM and MSE of whole volumes in [0, 1], and LPIPS in
+features of a fixed random network (not the paper's, so its numbers compare with one another alone). Pooled and by
+modality, mean and standard error over subjects. Writes benchmarks/results/wfdm_codecs.json.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from wfdm_data import SEED, person
 
 from amodal.cli import training
 from amodal.codecs.losses import random_features
 from amodal.codecs.wavelet_fusion import Stages
+from amodal.core.config import override
 from amodal.data.intensity import Window
-from amodal.data.phantom import PhantomConfig, subject
 from amodal.methods import wfdm
 from amodal.metrics.image import mse, psnr
 from amodal.metrics.perceptual import lpips
@@ -32,7 +34,6 @@ from amodal.model import load
 from amodal.nn.count import parameters
 from amodal.train.plan import Plan
 
-SEED = 7000  # subjects of this seed are never trained on
 CODECS = {"WF-SA-VAE": "", "WF-VAE": ":wf-vae", "Wavelet VAE": ":wavelet-vae", "VAE-GAN": ":vae-gan"}
 TRANSFORMS = {"DWT, 1 stage": 1, "DWT, 2 stages": 2}
 
@@ -41,9 +42,10 @@ def trained(name: str, choice: argparse.Namespace) -> Any:
     """The trained codec of that name, and what is known of its training."""
     out = choice.out / name.lower().replace(" ", "-")
     if not (out / "model.json").is_file():
-        plan = Plan(choice.steps, choice.minutes, choice.batch)
-        job = training.Job("wfdm", choice.dataset, out, plan, choice.preset + CODECS[name], ('stages=["codec"]',),
-                           hold_out=0, resume=out.exists(), device=choice.device)  # fmt: skip
+        plan = Plan(choice.steps, choice.minutes, choice.batch, choice.rate, warmup=50)
+        settings = ('stages=["codec"]', *choice.set)
+        job = training.Job("wfdm", choice.dataset, out, plan, choice.preset + CODECS[name], settings, hold_out=0,
+                           resume=out.exists(), device=choice.device, quiet=True)  # fmt: skip
         training.run(job)
     model = load(out, device=choice.device, precision=choice.precision)
     return model.method.codec, model.card["training"]
@@ -51,11 +53,9 @@ def trained(name: str, choice: argparse.Namespace) -> Any:
 
 def volumes(config: wfdm.Config, count: int) -> list[dict[str, np.ndarray]]:
     """Unseen virtual subjects, [-1, 1]."""
-    grid = wfdm.grid(config)
-    settings = PhantomConfig(shape=config.size, spacing=config.spacing, modalities=config.modalities)
-    found = []
+    grid, found = wfdm.grid(config), []
     for index in range(count):
-        images = subject(index, SEED, settings).images
+        images = person(index, SEED, config.size, config.spacing, config.modalities).images
         found.append({m: Window.of(x, grid.percentiles).enter(x) for m, x in images.items()})
     return found
 
@@ -89,7 +89,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rate", type=float, help="of learning; default: the preset's")
     parser.add_argument("--preset", default="small", choices=["small", "published"])
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="changes to the preset, for all")
     parser.add_argument("--codecs", nargs="+", choices=list(CODECS), default=list(CODECS))
     parser.add_argument("--subjects", type=int, default=8)
     parser.add_argument("--device", default="auto")
@@ -98,7 +100,7 @@ def main() -> None:
     choice = parser.parse_args()
     if choice.minutes is None and choice.steps is None:
         parser.error("give --minutes or --steps, the same for all codecs")
-    config = wfdm.PRESETS[choice.preset]()
+    config = override(wfdm.PRESETS[choice.preset](), choice.set)
     people = volumes(config, choice.subjects)
     results: dict[str, Any] = {}
     for name in choice.codecs:
@@ -116,7 +118,10 @@ def main() -> None:
     path = Path(__file__).parent / "results" / "wfdm_codecs.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        json.dumps({"preset": choice.preset, "subjects": choice.subjects, "codecs": results}, indent=1) + "\n"
+        json.dumps(
+            {"preset": choice.preset, "set": choice.set, "subjects": choice.subjects, "codecs": results}, indent=1
+        )
+        + "\n"
     )
 
 

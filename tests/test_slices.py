@@ -175,7 +175,7 @@ def test_refusals(heart, brain):
 def test_a_study_is_perceived(brain):
     volume = stack(20, np.diag([6.0, 6.0, 6.0, 1.0]))
     seen = models.perceive(brain, Study("sub-01", {"T1w": volume, "FLAIR": volume}))
-    assert set(seen.count) == {"1", "2", "3"} and sum(seen.count.values()) == pytest.approx(1, abs=1e-3)
+    assert set(seen.count) == {"0", "1", "2", "3"} and sum(seen.count.values()) == pytest.approx(1, abs=1e-3)
     assert set(seen.missing) == set(brain.modalities) and set(seen.taken_for) == {"T1w", "FLAIR"}
     assert seen.taken_for["T1w"] == seen.taken_for["FLAIR"]  # it is not told which is which
     assert "perceives" in seen.words

@@ -148,6 +148,23 @@ def test_the_log_variance_is_clamped():
     assert net.posterior(volume(FUSION))[1].min() == -30
 
 
+@EVERY
+def test_a_linear_path_is_useful_from_the_first_step(config):
+    """With as many channels as cosines nothing is lost; latents have hardly any noise; all parameters learn."""
+    torch.manual_seed(0)
+    cells = 4**config.dims
+    net = WaveletCodec(dataclasses.replace(config, linear=True, channels=cells)).eval()
+    x = volume(config)
+    assert torch.allclose(net.decode(net.encode(x)), x, atol=1e-4)
+    made = net(x, Rng.of(0, 1))
+    assert (made.log_variance == -8).all() and (made.image - x).abs().mean() < 0.05
+    few = WaveletCodec(dataclasses.replace(config, linear=True, channels=1)).eval()
+    pool = {2: nn.functional.avg_pool2d, 3: nn.functional.avg_pool3d}[config.dims]
+    assert torch.allclose(pool(few.decode(few.encode(x)), 4), pool(x, 4), atol=1e-4)  # the mean of every cell
+    (net(x, Rng.of(0, 1)).image - x).square().mean().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
 def test_training_draws_from_the_posterior():
     net, x = codec(FUSION), volume(FUSION)
     nn.init.constant_(net.encoder.log_variance.bias, -1.0)

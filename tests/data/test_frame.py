@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from amodal.core.contract import Grid
 from amodal.core.errors import InputError
-from amodal.data.frame import Frame
+from amodal.data.frame import Frame, window_of
+from amodal.data.intensity import Window
 from amodal.data.volume import Volume
 
 ANY = ((0.01, 99.0),) * 3  # spacings all allowed: nothing is resampled
@@ -264,3 +265,18 @@ def test_entering_and_leaving_change_nothing_that_was_given():
         assert np.array_equal(inside, kept)
         inside[:] = 0
     assert np.array_equal(volume.data, before)
+
+
+def test_the_window_of_fine_voxels_is_that_of_the_networks_coarser_grid():
+    """Bright vessels one voxel wide raise the window of a fine image, not that of what the network sees of it."""
+    rng = np.random.default_rng(0)
+    coarse = np.zeros((16, 16, 12), np.float32)
+    coarse[3:13, 3:13, 2:10] = 100 + 10 * rng.standard_normal((10, 10, 8))
+    fine = coarse.repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    fine[12:52:5, 12:52:5, 8:40] *= 3
+    thin, thick = Volume(fine, np.eye(4)), Volume(coarse, np.diag([4.0, 4, 4, 1]))
+    grid = Grid(size=(24, 24, 24), spacing=((4.0, 4.0),) * 3, percentiles=(0.5, 99.5))
+    own, seen, wanted = Window.of(fine), window_of(thin, grid), window_of(thick, grid)
+    assert own.hi > 2 * wanted.hi and seen.hi == pytest.approx(wanted.hi, rel=0.15) and seen.lo == wanted.lo == 0
+    assert wanted == Window.of(coarse)  # not resampled: its own
+    assert window_of(thin, Grid(spacing=((0.5, 2.0),) * 3)) == Window.of(fine, Grid().percentiles)

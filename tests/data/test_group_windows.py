@@ -106,5 +106,6 @@ def test_quantities_are_kept_with_the_model(tmp_path: Path):
     model.save(tmp_path / "model")
     again = load(tmp_path / "model", device="cpu")
     assert dict(again.quantities) == quantities
-    assert again.window("PET", np.array([0.0, 99.0])) == Window(0.0, 13.5)
-    assert again.window("T1w", np.arange(100.0)) != Window(0.0, 1.0)
+    image = Volume(np.arange(1000.0).reshape(10, 10, 10), np.eye(4))
+    assert again.window("PET", image) == Window(0.0, 13.5)
+    assert again.window("T1w", image) != Window(0.0, 1.0)

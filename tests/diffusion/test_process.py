@@ -120,3 +120,13 @@ def test_processes_are_values():
     assert DDPM(1000, "linear", last=0.01) != LINEAR
     half, whole = (p.at(torch.tensor(500.0))[0] for p in (DDPM(1000, "linear", last=0.01), LINEAR))
     assert half > whole + 0.1
+
+
+def test_what_a_completion_looked_up_first_serves_training_after_it():
+    process = DDPM(37, "linear", 0.001, 0.03)  # of no other test: its tables are not kept yet
+    with torch.inference_mode():
+        process.at(torch.tensor([3.0]))
+    x = torch.ones(1, requires_grad=True)
+    alpha, _ = process.at(torch.tensor([3.0]))
+    (alpha * x).sum().backward()
+    assert x.grad is not None and float(x.grad) == pytest.approx(float(alpha))

@@ -49,7 +49,7 @@ def run(tmp_path):
         # no stages: a loss attack needs all that was trained on, see below
         model = SimpleNamespace(
             modalities=("T1w", "FLAIR", "T2w"), grid=GRID, sha256="ab12", complete=complete,
-            window=lambda name, data: Window.of(data),
+            window=lambda name, volume: Window.of(volume.data),
         )  # fmt: skip
         return audit(
             given or sources, model, cache, tmp_path / out, prepare=lambda s: people[s.label], extractor=load("texture")

@@ -43,11 +43,11 @@ class Mean:
     def __init__(self, modalities):
         self.modalities = modalities
 
-    def window(self, name, data):
-        return Window.of(data)
+    def window(self, name, volume):
+        return Window.of(volume.data)
 
     def complete(self, study, missing, samples=1, seed=0, steps=None):
-        given = [(self.window(n, study[n].data).enter(study[n].data) + 1) / 2 for n in study]
+        given = [(self.window(n, study[n]).enter(study[n].data) + 1) / 2 for n in study]
         return SimpleNamespace(scaled=dict.fromkeys(missing, np.mean(given, axis=0)))
 
 

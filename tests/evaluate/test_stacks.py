@@ -24,8 +24,8 @@ class Model:
     modalities, grid, name, id, sha256, precision, card = ("cine",), Grid(), "toy", "toy", "ab12", "fp32", {}
     method = SimpleNamespace(steps_for=lambda samples: 1)
 
-    def window(self, name, data):
-        return Window.of(data)
+    def window(self, name, volume):
+        return Window.of(volume.data)
 
 
 def truth(label, seed):

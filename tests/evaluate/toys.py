@@ -53,8 +53,8 @@ class Model:
         self.card, self.sha256 = card or {}, sha256
         self.calls = []
 
-    def window(self, name, data):
-        return Window.of(data, self.grid.percentiles)
+    def window(self, name, volume):
+        return Window.of(volume.data, self.grid.percentiles)
 
     def complete(self, study, missing=None, samples=1, seed=0, steps=None, progress=None):
         assert not set(missing) & set(study.modalities), "what is hidden must not be given"

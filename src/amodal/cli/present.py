@@ -56,8 +56,7 @@ def _stack(model: Model, study: Study, hidden: tuple[str, ...]) -> tuple[np.ndar
     stack = np.full((len(model.modalities), *study[study.reference].shape), -1, np.float32)
     for m, name in enumerate(model.modalities):
         if name in study:
-            data = study[name].data
-            stack[m] = model.window(name, data).enter(data)
+            stack[m] = model.window(name, study[name]).enter(study[name].data)
     return stack, np.array([name in study and name not in hidden for name in model.modalities])
 
 
@@ -113,7 +112,7 @@ def page(model: Model, row: Row, study: Study, full: Completion, found: Scores, 
         panels.append(Panel(name, figures.ras(np.asarray(data, np.float32), affine)[0], status))
 
     def scaled(name: str) -> np.ndarray:
-        window = model.window(name, study[name].data)
+        window = model.window(name, study[name])
         return (window.enter(study[name].data) + 1) / 2
 
     for name in full.inputs:

@@ -193,8 +193,8 @@ def _page(ready: Ready, done: making.Reconstruction, files: Mapping[str, Path], 
             items.append(Item(name, status, reference.shape, reference.spacing, reference.orientation, file))
 
     for name in full.inputs:
-        data = full.study[name].data
-        unit = (ready.model.window(name, data).enter(data) + 1) / 2
+        volume = full.study[name]
+        unit = (ready.model.window(name, volume).enter(volume.data) + 1) / 2
         show(name, unit, "acquired", ready.source.files[name].name)
     for name in full.made:
         show(name, full.scaled[name], "synthetic", files[name].name)

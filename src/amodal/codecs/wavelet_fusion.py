@@ -23,7 +23,7 @@ from ..core.errors import InputError
 from ..core.rng import Rng
 from ..nn.attention import attend, picture
 from ..nn.blocks import Down, Residual, Up, conv, half, zero
-from ..nn.layout import channels_last, pad_to
+from ..nn.layout import channels_last, fold, pad_to, unfold
 from ..nn.norm import group_norm, normalise, rows
 from ..nn.slabs import budget_for, convolve, residual, upsample
 from ..nn.wavelet import bands, haar, unhaar
@@ -39,7 +39,8 @@ class WaveletConfig:
     """`widths`: channels at half and at a quarter of the size (`plain`: at the full size before). `blocks`: residual
     blocks there. `subset`: the bands that are transformed twice. `attention`: inner width of the self-attention at a
     quarter of the size (0: none), heads of `head_size`; its keys and values are means over cells of `pool` voxels per
-    axis (1: every voxel).
+    axis (1: every voxel). `linear`: a linear map of each cell of 4 voxels an axis lies beside both networks; it begins
+    as the lowest cosines: a little training goes far (the paper has none).
     """
 
     kind: Literal["fusion", "wavelet", "plain"] = "fusion"
@@ -52,6 +53,7 @@ class WaveletConfig:
     head_size: int = 64
     pool: Literal[1, 2] = 2
     groups: int = 32
+    linear: bool = False
 
     def __post_init__(self) -> None:
         known = bands(self.dims)
@@ -212,20 +214,42 @@ class WaveletCodec(nn.Module):
         self.config, self.channels = config, config.channels
         encoder, decoder = SIDES[config.kind]
         self.encoder, self.decoder = encoder(config), decoder(config)
+        self.inward = self.outward = None
+        if config.linear:
+            rows, gain = _cosines(config)
+            self.inward = kl.Linear(FACTOR, config.dims, rows * gain)
+            self.outward = kl.Linear(FACTOR, config.dims, (rows / gain).T)
+            _quiet(config.kind, self.encoder, self.decoder)
         self.register_buffer("scale", torch.ones(()))  # s_z = 1 / standard deviation, section 2.5.3
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [N, 1, *spatial] in [-1, 1] -> (mean, log variance) of the unscaled latent, float32."""
-        return self.encoder((pad_to(x.float(), FACTOR) + 1) / 2)
+        return self._inward((pad_to(x.float(), FACTOR) + 1) / 2)
 
     def image(self, latent: Tensor) -> Tensor:
         """An unscaled latent -> x [N, 1, *spatial], float32."""
-        return 2 * self.decoder(latent) - 1
+        return 2 * self._outward(latent) - 1
+
+    def _inward(self, v: Tensor, budget: int = 0) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.encoder(v, budget)
+        return mean if self.inward is None else mean + _line(self.inward, fold(v, FACTOR)), log_variance
+
+    def _outward(self, z: Tensor, budget: int = 0) -> Tensor:
+        v = self.decoder(z, budget)
+        return v if self.outward is None else v + unfold(_line(self.outward, z), FACTOR)
 
     def forward(self, x: Tensor, rng: Rng) -> Reconstruction:
         """Through a draw of the latent and back, for training. x: sizes that 4 divides."""
         mean, log_variance = self.posterior(x)
         return Reconstruction(self.image(draw(mean, log_variance, rng)), mean, log_variance)
+
+    @property
+    def influence(self) -> Tensor:
+        """How far an error in each channel of the latent moves the image, squared, by the linear path [C, 1, ...]; 1
+        without one."""
+        if self.outward is None:
+            return self.scale.new_ones(self.channels, *[1] * self.config.dims)
+        return self.outward.map.weight.detach().float().square().sum(0)
 
     @torch.no_grad()
     def encode(self, x: Tensor, budget: int | None = None) -> Tensor:
@@ -233,13 +257,13 @@ class WaveletCodec(nn.Module):
         what suits the device, 0: no slabs)."""
         budget = budget_for(x) if budget is None else budget
         v = (pad_to(x.float(), FACTOR) + 1) / 2
-        return torch.cat([self.encoder(part, budget)[0] for part in v.split(1)]) * self.scale
+        return torch.cat([self._inward(part, budget)[0] for part in v.split(1)]) * self.scale
 
     @torch.no_grad()
     def decode(self, z: Tensor, budget: int | None = None) -> Tensor:
         """z [N, channels, *spatial] scaled -> x [N, 1, *spatial * 4]."""
         budget = budget_for(z) if budget is None else budget
-        return torch.cat([2 * self.decoder(part, budget) - 1 for part in (z.float() / self.scale).split(1)])
+        return torch.cat([2 * self._outward(part, budget) - 1 for part in (z.float() / self.scale).split(1)])
 
     @torch.no_grad()
     def calibrate(self, images: Iterable[Tensor]) -> None:
@@ -250,6 +274,28 @@ class WaveletCodec(nn.Module):
             count, total, square = count + z.numel(), total + z.sum().item(), square + (z**2).sum().item()
         deviation = max(square / count - (total / count) ** 2, 0.0) ** 0.5
         self.scale.fill_(1 / max(deviation, 1e-6))
+
+
+def _cosines(config: WaveletConfig) -> tuple[Tensor, Tensor]:
+    """The lowest cosines of a cell [channels, FACTOR^dims], and gains [channels, 1] by which latents of images, whose
+    spectrum falls, come to vary more alike: 1 + 2 |frequency|."""
+    rows = kl.cosines(KLConfig(config.channels, (1, 1, 1), dims=config.dims))
+    squares = torch.arange(FACTOR, device="cpu") ** 2
+    frequency = torch.stack(torch.meshgrid(*[squares] * config.dims, indexing="ij")).sum(0).flatten().sort().values
+    gain = 1 + 2 * frequency[: config.channels].float().sqrt()
+    return rows, torch.cat([gain, gain.new_ones(config.channels - len(gain))])[:, None]
+
+
+def _quiet(kind: str, encoder: Any, decoder: Any) -> None:
+    """Let both networks begin by saying nothing, and latents nearly without noise."""
+    if kind == "plain":
+        ends, spread = (encoder.net.head, decoder.net.head), encoder.net.head.bias.data.chunk(2)[1]
+    else:
+        ends = (encoder.mean, encoder.log_variance, decoder.coarse, *([decoder.fine] if decoder.fuses else []))
+        spread = encoder.log_variance.bias.data
+    for last in ends:
+        zero(last)
+    spread.fill_(kl.QUIET)
 
 
 class Stages(nn.Module):
@@ -291,6 +337,10 @@ def _run(levels: Iterable[nn.Module], h: Tensor, budget: int) -> Tensor:
 
 def _plain(config: WaveletConfig) -> KLConfig:
     return KLConfig(config.channels, config.widths, config.blocks, config.dims, groups=config.groups)
+
+
+def _line(line: kl.Linear, x: Tensor) -> Tensor:
+    return _fine(line(_ready(x, line.map.weight.dtype)))
 
 
 def _ready(x: Tensor, kind: torch.dtype) -> Tensor:

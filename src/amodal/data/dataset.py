@@ -21,10 +21,10 @@ from ..core.config import from_dict, to_dict
 from ..core.contract import Batch, Grid
 from ..core.errors import InputError
 from ..core.rng import seed_of
-from .frame import Frame
+from .frame import Frame, window_of
 from .guidance import CLASSES, densities, on_grid
 from .intensity import QUANTITIES, Window, group_window
-from .volume import Study
+from .volume import Study, Volume
 
 INDEX, FORMAT = "index.json", 1
 CONTENT = -0.8  # brighter than a tenth of the range: head, not field of view
@@ -257,7 +257,7 @@ def _write_one(study: Study, grid: Grid, modalities: tuple[str, ...], path: Path
     for name in modalities:
         if name in study:
             try:
-                window = _window(name, study[name].data, grid)
+                window = _window(name, study[name], grid)
             except InputError as error:
                 raise InputError(f"{study.label} {name}: {error}") from error
             layers[name] = window.enter(frame.enter(study[name]))
@@ -280,11 +280,11 @@ def _write_one(study: Study, grid: Grid, modalities: tuple[str, ...], path: Path
     return replace(entry, tissue=beside.name, density=densities(array, maps).tolist())
 
 
-def _window(name: str, data: np.ndarray, grid: Grid) -> Window:
+def _window(name: str, volume: Volume, grid: Grid) -> Window:
     """The window a volume is cached with; that of a quantity without a fixed one is all its range, until `_settle`."""
     if name not in QUANTITIES:
-        return Window.of(data, grid.percentiles)
-    return QUANTITIES[name].window or Window(0.0, max(float(data.max()), 1e-6))
+        return window_of(volume, grid)
+    return QUANTITIES[name].window or Window(0.0, max(float(volume.data.max()), 1e-6))
 
 
 def _settle(entries: list[Entry], modalities: tuple[str, ...], folder: Path) -> tuple[list[Entry], dict[str, Window]]:

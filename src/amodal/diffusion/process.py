@@ -89,6 +89,7 @@ class DDPM:
 
 
 @cache
+@torch.inference_mode(False)  # what is kept must serve training, too, whoever asks first
 def _tables(process: DDPM, device: torch.device) -> tuple[Tensor, Tensor]:
     betas = _betas(process.schedule, process.steps, process.first, process.last)
     bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, 0)])

@@ -89,7 +89,7 @@ def _complete(
     frame = Frame.of(study[study.reference], model.grid)
     for name in study:
         full = model.complete(study.without(name), missing=[name], seed=seed, steps=steps)
-        truth = (model.window(name, study[name].data).enter(study[name].data) + 1) / 2
+        truth = (model.window(name, study[name]).enter(study[name].data) + 1) / 2
         for kind, x in ((_MADE, full.scaled[name]), (_TRUE, truth)):
             _save(place / f"{kind}_{name}.npy", frame.enter(study[name].like(np.asarray(x, np.float32)), fill=0.0))
     write(place / "audit.json", store.to_json(made))

@@ -229,7 +229,7 @@ def _case(
         return place / "case.npz"
     study = prepare(source).only(*names)
     regions = regions_of(source, study)
-    real = np.stack([(model.window(m, study[m].data).enter(study[m].data) + 1) / 2 for m in names])
+    real = np.stack([(model.window(m, study[m]).enter(study[m].data) + 1) / 2 for m in names])
     full = model.complete(study.without(*task.hidden), missing=list(task.hidden), seed=task.seed, steps=steps)
     completed = np.stack([np.asarray(full.scaled[m], np.float32) for m in task.hidden])
     box = _box(head_of(list(real)))

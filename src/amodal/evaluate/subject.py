@@ -66,7 +66,7 @@ class Truth:
     def of(cls, study: Study, model: Model, ruler: Ruler) -> Truth:
         names = model.modalities
         there = [name for name in names if name in study]
-        windows = {name: model.window(name, study[name].data) for name in there}
+        windows = {name: model.window(name, study[name]) for name in there}
         stack = np.full((len(names), *study[study.reference].shape), -1, np.float32)
         for name in there:
             stack[names.index(name)] = windows[name].enter(study[name].data)

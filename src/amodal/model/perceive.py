@@ -25,7 +25,8 @@ LENGTHS = ("a quarter", "half", "three quarters")
 @dataclass(frozen=True)
 class Seen:
     """`missing`: probability of each contrast (or slice) that it is missing. `count`: of each number of missing
-    contrasts (or quarters of the stack). `taken_for`: file's label -> probability of each contrast that it is this."""
+    contrasts, none too (or quarters of the stack). `taken_for`: file's label -> probability of each contrast that it is
+    this."""
 
     subject: str
     count: Mapping[str, float]
@@ -47,7 +48,7 @@ def perceive(model: Model, study: Study) -> Seen:
         if there[k]:
             shown = 1 - _ask(model, stack, np.arange(len(names)) == k)[1]
             alone[name] = dict(zip(names, _rounded(shown / shown.sum())))
-    count = dict(zip(map(str, range(1, len(names))), _rounded(whole[0])))
+    count = dict(zip(map(str, range(len(names))), _rounded(np.array([max(0.0, 1 - whole[0].sum()), *whole[0]]))))
     missing = dict(zip(names, _rounded(whole[1])))
     most = max(count, key=lambda k: count[k])
     gone = ", ".join(f"{name} ({100 * p:.0f} %)" for name, p in missing.items() if p > 0.5) or "nothing"

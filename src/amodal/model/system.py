@@ -19,10 +19,11 @@ from ..core.contract import Batch, Grid, Progress, share
 from ..core.errors import InputError
 from ..core.modality import canonical
 from ..core.rng import Rng
-from ..data.frame import Frame
+from ..data.frame import Frame, window_of
 from ..data.intensity import Window
 from ..data.volume import Study, Volume
 from . import files, intervals
+from .detail import SKETCHING, lost
 from .guidance import guidance
 from .outline import Outlines
 
@@ -94,9 +95,9 @@ class Model:
         low, high = (full[name].like(end, f"SYNTHETIC {name}, end of a {100 * level:g} % interval") for end in ends)
         return low, high
 
-    def window(self, name: str, data: np.ndarray) -> Window:
+    def window(self, name: str, volume: Volume) -> Window:
         """The window of an image that comes in: its own, or that of its modality where that is quantitative."""
-        return self.quantities.get(name) or Window.of(data, self.grid.percentiles)
+        return self.quantities.get(name) or window_of(volume, self.grid)
 
     def scale(self, name: str) -> Window:
         """The window of an image that is made."""
@@ -151,6 +152,8 @@ class Model:
         scaled, sd = (
             {m: self._leave(x[i], stack.shape, part, frame, outside) for i, m in rows} for x in (mean, spread)
         )
+        if self.name in SKETCHING and frame.resampled:
+            scaled = self._detailed(scaled, given, stack, there, frame, outside)
         return self._completion(study, given, made, scaled, sd, samples, seed, method, frame, start)
 
     # what `complete` is made of
@@ -174,7 +177,7 @@ class Model:
         stack = np.full((len(self.modalities), *frame.shape), -1, np.float32)
         for i, name in enumerate(self.modalities):
             if name in given:
-                stack[i] = self.window(name, given[name].data).enter(frame.enter(given[name]))
+                stack[i] = self.window(name, given[name]).enter(frame.enter(given[name]))
         return stack, np.array([m in given for m in self.modalities])
 
     def _draw(
@@ -205,6 +208,21 @@ class Model:
         whole[part[1:]] = x
         home = frame.leave(whole, fill=0.0).astype(np.float32)
         return home if outside is None else np.where(outside, np.float32(0), home)
+
+    def _detailed(
+        self, scaled: dict[str, np.ndarray], given: Study, stack: np.ndarray, there: np.ndarray, frame: Frame,
+        outside: np.ndarray | None,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """What was made, with what the network's grid loses of its sketch."""
+        here = np.full((len(self.modalities), *frame.home_shape), -1, np.float32)
+        for i, name in enumerate(self.modalities):
+            if name in given:
+                here[i] = self.window(name, given[name]).enter(given[name].data)
+        whole = (slice(None),) * 4
+        more = lost(self.method, here, stack, there, lambda x: self._leave(x, stack.shape, whole, frame, outside))
+        if more is None:
+            return scaled
+        return {m: np.clip(x + more[self.modalities.index(m)], 0, 1) for m, x in scaled.items()}
 
     def _completion(
         self, study: Study, given: Study, made: tuple[str, ...], scaled: dict[str, np.ndarray],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .blocks import CONV
+from .embed import full_precision
 
 BATCH_NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 Norm = Literal["batch", "group"]
@@ -42,7 +43,10 @@ class Critic(nn.Module):
         x = F.leaky_relu(self.first(x), self.slope)
         for conv, norm in zip(self.convs, self.norms):
             x = F.leaky_relu(norm(conv(x)), self.slope)
-        return self.last(x).float()
+        with full_precision(
+            x.device
+        ):  # the gradient of torch's bf16 kernel for one channel holds numbers never written
+            return self.last(x.float())
 
 
 def judged(critic: nn.Module, x: Tensor) -> Tensor:

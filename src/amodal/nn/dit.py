@@ -177,6 +177,7 @@ def unpatch(h: Tensor, cells: Sequence[int], patch: Sequence[int]) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept must serve training, too, whoever asks first
 def _grid(cells: tuple[int, ...], device: torch.device) -> Tensor:
     """The coordinates of the tokens, [T, 3], float32."""
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in cells]

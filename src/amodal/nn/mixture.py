@@ -23,6 +23,7 @@ from ..core.contract import Batch
 from ..core.rng import Rng
 from .embed import full_precision
 
+AT_ONCE = 2**18  # voxels of a sample: whole volumes at their own size have millions, times components
 VOXELS, BATCHES = 2**17, 64  # that a mixture is fitted to, and how many batches they come from
 LEAST = 1e-3  # added to variances: intensities of [-1, 1] known to 0.03 at best
 ENOUGH = 1e-2  # voxels below which a component keeps next to nothing
@@ -152,12 +153,17 @@ def fit(mixture: Mixture, data: Callable[[int], Batch], above: float = -torch.in
 def estimate(mixture: Mixture, images: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
     """What the images that are `given` (bool [B, M]) of images [B, M, *spatial] say of all, voxel by voxel: mean, in
     [-1, 1], and variance, both like images. Where all that is given is background (-1), so is the rest, for sure."""
-    there = given[(...,) + (None,) * (images.dim() - 2)]
-    y, alpha = torch.where(there, images, torch.zeros_like(images)), given.float()
-    outside = ((images <= -1) | ~there).all(1, keepdim=True) & there.any(1, keepdim=True)
-    mean = mixture(y, alpha, 1 - alpha).clamp(-1, 1)
-    variance = mixture.variance(y, alpha, 1 - alpha)
-    return torch.where(outside, -1.0, mean), torch.where(outside, 0.0, variance)
+    there, alpha = given[..., None], given.float()
+
+    def some(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.where(there, x, torch.zeros_like(x))
+        outside = ((x <= -1) | ~there).all(1, keepdim=True) & there.any(1, keepdim=True)
+        mean, variance = mixture(y, alpha, 1 - alpha).clamp(-1, 1), mixture.variance(y, alpha, 1 - alpha)
+        return torch.where(outside, -1.0, mean), torch.where(outside, 0.0, variance)
+
+    parts = zip(*map(some, images.float().flatten(2).split(AT_ONCE, 2)))
+    mean, variance = (torch.cat(part, 2).reshape(images.shape) for part in parts)
+    return mean, variance
 
 
 def monomials(y: Tensor) -> Tensor:

@@ -113,6 +113,7 @@ def nearest(x: Tensor, block: int, similar: int) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve training, too, whoever asks first
 def _allowed(spatial: tuple[int, ...], block: int, device: torch.device) -> Tensor:
     """What is added to distances before the choice, [P, Q]: infinity beyond the window, less than nothing to itself."""
     here, there = (_places(spatial, block, s, device) for s in (block, max(1, block // 2)))

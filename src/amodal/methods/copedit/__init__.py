@@ -66,13 +66,13 @@ def _rich() -> VQConfig:
 
 def _quick() -> PromptConfig:
     """One small encoder of all three prompts."""
-    return PromptConfig((32, 64), 96, 64, stride=2, shared=True)
+    return PromptConfig((32, 64), 96, 64, stride=2, shared=True, pool="both")
 
 
 def small() -> Config:
     """For brains at 2 mm on a desktop or one GPU: a codec that shrinks by 4, latents of 24 x 28 x 20.
 
-    One step from noise, the mean of what may be, has the best PSNR and SSIM; more steps draw from it.
+    One step makes the mean of what may be, which has the best PSNR and SSIM; more steps draw from it.
     """
     losses = LossConfig(
         perceptual=0.1, adversarial=0.0, planes=0.1, crop=(64, 64, 64), patterns=8, critic_layers=2, critic_norm="group"
@@ -80,7 +80,7 @@ def small() -> Config:
     return Config(
         BRAIN, (96, 112, 80), (2.0, 2.0, 2.0), codec=_rich(), prompts=_quick(), losses=losses,
         prior=DiTConfig(192, 8, 4, (2, 2, 2), context=True), share=0.35, rates=(3e-4, 5e-4), steps=1,
-        stages=("tokenizer", "perception", "prior"),
+        stages=("tokenizer", "perception", "prior"), blank=0.5,
     )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def small_heart() -> Config:
     prior = DiTConfig(192, 8, 4, (2, 2, 1), stacked=True, context=True)
     return Config(
         ("cine",), (96, 96, 32), (2.0, 2.0, 3.5), "slices", _rich(), _quick(), losses,
-        prior, share=0.35, rates=(3e-4, 5e-4), stages=("tokenizer", "perception", "prior"),
+        prior, share=0.35, rates=(3e-4, 5e-4), stages=("tokenizer", "perception", "prior"), blank=0.5, steps=1,
     )  # fmt: skip
 
 

@@ -18,8 +18,10 @@ LENGTHS = 3  # classes of how many slices are missing: a quarter, half, three qu
 class PromptConfig:
     """The prompt encoders: `widths` of their two convolutions (both of one `stride`), `size` of a prompt, `contrast` of
     the vector that is compared between parts of a subject. `norm`: "group" does not depend on the batch, but a level
-    that is the same everywhere is lost in it, and contrasts are told apart by their levels. `shared`: one encoder makes
-    all three prompts, else each has its own: what tells contrasts apart for one task then serves the others."""
+    that is the same everywhere is lost in it, and contrasts are told apart by their levels. `pool`: features are
+    averaged over the volume ("mean"), or their largest values are added to that: what is bright in a few voxels, as
+    vessels are, is lost in a mean. `shared`: one encoder makes all three prompts, else each has its own: what tells
+    contrasts apart for one task then serves the others."""
 
     widths: tuple[int, int] = (128, 256)
     size: int = 512
@@ -27,6 +29,7 @@ class PromptConfig:
     norm: Norm = "batch"
     stride: int = 1
     shared: bool = False
+    pool: Literal["mean", "both"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,10 @@ class Config:
 
     `guidance`: the prompts that the prior is told: some of count, position, contrast; or ("mask",), the bits of what is
     there; or none. `backbone`: Table 8 of the paper. `copy`: weight in the prior's loss of what is given anyway (the
-    paper 1). With `prior.context` it is shown a sketch and begins there (`sketch.py`). `steps` of the `solver`.
+    paper 1). With `prior.context` it is shown a sketch and begins there (`sketch.py`); `components`: of the mixture
+    that draws those of modalities. `blank`: the share of the prior's training in which nothing stands in the place of
+    noisy latents: what it makes then is the mean of what may be, and one step of sampling asks for that; 0: one step
+    begins at noise. `steps` of the `solver`.
     `stages` that are trained ("perception": the pretext alone, on the finished codec); `share`: the tokenizer's part of
     the run, the prior has the rest; `rates` of the two.
     """
@@ -79,6 +85,8 @@ class Config:
     backbone: Literal["mdit", "dit3d", "dit", "unet"] = "mdit"
     guidance: tuple[Literal["count", "position", "contrast", "mask"], ...] = ("count", "position", "contrast")
     copy: float = 0.0
+    components: int = 12
+    blank: float = 0.0
     timesteps: int = 500
     first: float = 0.0015
     last: float = 0.0195
@@ -99,6 +107,8 @@ class Config:
             raise InputError(f"guidance={list(self.guidance)}: mask codes stand in place of prompts, choose either.")
         if not self.stages or len(set(self.stages)) < len(self.stages):
             raise InputError(f"stages={list(self.stages)}: name stages to train once, of tokenizer, perception, prior.")
+        if not 0 <= self.blank <= 1 or self.components < 1:
+            raise InputError(f"blank={self.blank}, components={self.components}: choose from 0 to 1, and 1 or more.")
         if not 0 < self.share < 1:
             raise InputError(f"share={self.share}: choose a part between 0 and 1 for the tokenizer.")
 

@@ -57,6 +57,12 @@ def labels(config: Config, available: Tensor) -> tuple[Tensor, Tensor]:
     return quarters.clamp(1, LENGTHS) - 1, missing
 
 
+def every_pattern(places: int) -> Tensor:
+    """Every set of what may be missing, nothing first, but not all: bool [2^places - 1, places]."""
+    number = torch.arange(2**places - 1)
+    return (number[:, None] >> torch.arange(places)) % 2 == 1
+
+
 def filled(images: Tensor, present: Tensor) -> Tensor:
     """images [N, 1, X, Y, Z] with what is not present interpolated linearly along z, held at the ends; -1 where a
     whole line is missing. What is not present may hold anything finite."""
@@ -64,15 +70,22 @@ def filled(images: Tensor, present: Tensor) -> Tensor:
     if bool((present.all(-1) == present.any(-1)).all()):  # whole images
         return torch.where(present, images, torch.full_like(images, -1.0))
     z = torch.arange(images.shape[-1], device=images.device)
-    below = torch.where(present, z, -1).cummax(-1).values
-    above = torch.where(present, z, len(z)).flip(-1).cummin(-1).values.flip(-1)
-    low = torch.where(below < 0, above, below).clamp(max=len(z) - 1)
-    high = torch.where(above == len(z), below, above).clamp(min=0)
+    low, high = neighbours(present)
     a, b = images.gather(-1, low), images.gather(-1, high)
     weight = (z - low) / (high - low).clamp(min=1)
     made = torch.lerp(a, b, weight.to(images.dtype))
     empty = ~present.any(-1, keepdim=True)
     return torch.where(present, images, torch.where(empty, torch.full_like(made, -1.0), made))
+
+
+def neighbours(present: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest present place at or below, and at or above, each along the last axis; the only one at the ends."""
+    depth = present.shape[-1]
+    z = torch.arange(depth, device=present.device)
+    below = torch.where(present, z, -1).cummax(-1).values
+    above = torch.where(present, z, depth).flip(-1).cummin(-1).values.flip(-1)
+    low, high = torch.where(below < 0, above, below), torch.where(above == depth, below, above)
+    return low.clamp(max=depth - 1), high.clamp(min=0)
 
 
 def places(config: Config, present: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ so nothing but the prompts says which are missing; latents have unit variance; g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,12 +30,12 @@ from . import patterns
 from .backbones import latents, network, slots
 from .config import Config
 from .patterns import by_modality, cut, telling, there
-from .sketch import Regression
-from .tokenizer import CoPeVAE, Judged, Perception, average, pretext
+from .sketch import Sketch, begun, filled_each
+from .tokenizer import CoPeVAE, Judged, Perception, average, frozen, learned, pretext
 
 SEEN = 8  # batches that codes and latent scale are measured on
-REGRESSED = 64  # batches that the sketches' regression is fitted on: contrasts differ from subject to subject
 PERCEIVING = 0.1  # of a run, against the share of the tokenizer: the stage that trains nothing but the prompts
+DRAWN = 25  # steps of a draw, where one step makes a mean
 SOLVERS: dict[str, Callable[..., Tensor]] = {"ddim": ddim, "multistep": multistep}
 
 
@@ -57,12 +56,15 @@ class Tokenised(NamedTuple):
 
 class Seen(NamedTuple):
     """What the prior is given of a subject: latents [B, slots, C, *spatial] (standardised; zero where not `clean`),
-    clean [B, slots], context like the latents (of the sketch) or None, condition [B, K] or None."""
+    clean [B, slots], condition [B, K] or None. Of the sketch, or None: its images, their latent like the others
+    (`context`), its doubts [B, slots, 1, *spatial]."""
 
     z: Tensor
     clean: Tensor
-    context: Tensor | None
     condition: Tensor | None
+    sketch: Tensor | None = None
+    context: Tensor | None = None
+    doubts: Tensor | None = None
 
 
 class CoPeDiT(nn.Module):
@@ -78,11 +80,7 @@ class CoPeDiT(nn.Module):
         self.critic = Critic(3, 1, losses.critic_width, losses.critic_layers, losses.critic_norm)
         self.features = read_features(losses.features) if losses.features else random_features(2)
         self.whitening = Whitening(config.codec.channels)
-        # what is known of sketches (see there): how they are made, and how far from them latents are
-        brain = config.prior.context and config.layout == "modalities"
-        self.regression = Regression(len(config.modalities)) if brain else None
-        self.doubt: Tensor | None
-        self.register_buffer("doubt", torch.ones(config.slots, config.codec.channels) if config.prior.context else None)
+        self.sketch = Sketch(config) if config.prior.context else None
         process = DDPM(config.timesteps, "scaled_linear", config.first, config.last)
         self.prior = Denoiser(network(config), process, "x0")
         self.memo = Memo()
@@ -195,28 +193,20 @@ class CoPeDiT(nn.Module):
     # stage 2: the prior
 
     def _measure(self, data: Callable[[int], Batch]) -> None:
-        """The latents' mean and scale and, for sketches, the regression and what they lack: from the first batches."""
-
-        def wholes(batches: int = SEEN) -> Iterable[tuple[Tensor, Tensor]]:
-            return ((batch.images, there(batch)) for batch in map(data, range(batches)))
-
+        """The latents' mean and scale and, for sketches, how they are made and what they lack: from first batches."""
+        wholes = [(batch.images, there(batch)) for batch in map(data, range(SEEN))]
         with frozen(self.tokenizer):
-            self.whitening.fit(self._encode(images[whole][:, None])[0] for images, whole in wholes())
-            if self.regression is not None:
-                self.regression.fit(wholes(REGRESSED))
-            if self.doubt is not None:
-                self.doubt.copy_(self._distance(wholes(), self.doubt))
+            self.whitening.fit(self._encode(images[whole][:, None])[0] for images, whole in wholes)
+            if self.sketch is not None:
+                self.sketch.begin(data)
+                self.sketch.measure(self._missed(wholes))
 
-    def _distance(self, wholes: Iterable[tuple[Tensor, Tensor]], otherwise: Tensor) -> Tensor:
-        """The mean square of missing latents about those of their sketch [slots, C]."""
-        total, count = torch.zeros_like(otherwise), torch.zeros_like(otherwise)
+    def _missed(self, wholes: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """How far latents lie from their sketches, how doubtful those are, and which slots they made."""
         for k, (images, whole) in enumerate(wholes):
             truth, seen, known = self._known(images, whole, Rng.of(0, len(images), "sketch", k))
-            assert seen.context is not None
-            made = (known & ~seen.clean).float()[..., None]
-            total += (made * (truth - seen.context).square().flatten(3).mean(3)).sum(0)
-            count += made.sum(0)
-        return torch.where(count > 0, total / count.clamp(min=1), otherwise)
+            assert seen.context is not None and seen.doubts is not None
+            yield truth - seen.context, seen.doubts, known & ~seen.clean
 
     def _known(self, images: Tensor, whole: Tensor, rng: Rng) -> tuple[Tensor, Seen, Tensor]:
         """A fresh pattern of what is available: true latents [B, slots, C, *spatial], what may be known of them, and
@@ -228,18 +218,21 @@ class CoPeDiT(nn.Module):
             truth = slots(config, z)
             if config.layout == "slices":
                 return truth, self._seen(images, present), whole.expand(-1, config.slots)
-            return truth, self._view(z, told, present, self._sketch(images, present)), whole
+            return truth, self._view(images, z, told, present), whole
 
     def _denoise(self, batch: Batch, rng: Rng) -> Tensor:
         """Eq. 5: what is missing is noised, what is available stays clean; the error of the former, or of both."""
         process = self.prior.process
         truth, seen, known = self._known(batch.images, there(batch), rng)
         t = process.draw(rng.uniform().to(truth.device))
+        blank = rng.fork("blank").uniform().to(truth.device) < self.config.blank
+        t = torch.where(blank, torch.full_like(t, process.end), t)
         alpha, sigma = (expand(v, truth) for v in process.at(t))
         noise = rng.normal_like(truth)
         noised = torch.where(expand(known, truth), alpha * truth + sigma * noise, noise)  # absent: nothing but noise
+        noised = torch.where(expand(blank, truth), torch.zeros_like(noised), noised)
         weight = expand(known * torch.where(seen.clean, self.config.copy, 1.0), truth) * self._importance()
-        error = (self._predict(seen, noised, t) - truth) ** 2 * weight
+        error = (self._predict(seen, noised, t, blank) - truth) ** 2 * weight
         return error.sum() / weight.expand_as(error).sum().clamp(min=1e-6)
 
     def _importance(self) -> Tensor:
@@ -247,17 +240,17 @@ class CoPeDiT(nn.Module):
         variance = self.whitening.scale**-2 if self.config.codec.linear else torch.ones_like(self.whitening.scale)
         return (variance / variance.mean())[:, None, None, None]
 
-    def _predict(self, seen: Seen, x: Tensor, t: Tensor) -> Tensor:
-        """z_0 from x_t [B, slots, C, *spatial] at t [B], given slots clean; a prior with sketches begins there."""
+    def _predict(self, seen: Seen, x: Tensor, t: Tensor, blank: Tensor) -> Tensor:
+        """z_0 from x_t [B, slots, C, *spatial] at t [B], which says nothing where `blank` [B]; given slots clean; a
+        prior with sketches begins there."""
         process = self.prior.process
         x = torch.where(expand(seen.clean, x), seen.z, x)
         out = self.prior.net(x, process.label(t), seen.condition, seen.context).float()
-        if seen.context is None or self.doubt is None:
+        if self.sketch is None or seen.context is None or seen.doubts is None:
             return out
-        alpha, sigma = (expand(v, x) for v in process.at(t))
-        doubt = expand(self.doubt[None], x)
-        weight = alpha * doubt / (alpha**2 * doubt + sigma**2)
-        return out + seen.context + weight * (x - alpha * seen.context)
+        alpha, sigma = process.at(t)
+        alpha, sigma = (expand(torch.where(blank, n, v), x) for v, n in ((alpha, 0.0), (sigma, 1.0)))
+        return begun(seen.context, self.sketch.variance(seen.doubts), out, x, alpha, sigma)
 
     def _voxels(self, available: Tensor) -> Tensor:
         """Available places [B, places] -> present [B, M, 1, 1, 1 or Z]."""
@@ -281,33 +274,27 @@ class CoPeDiT(nn.Module):
 
     def _seen(self, images: Tensor, present: Tensor) -> Seen:
         """From what is present (broadcasts to images) alone; images may hold anything elsewhere."""
-        return self._view(*self._glimpse(images, present), present, self._sketch(images, present))
-
-    def _filled(self, images: Tensor, present: Tensor) -> Tensor:
-        """Images with the gaps within each interpolated, -1 where there is nothing of one."""
-        pairs = (v.flatten(0, 1)[:, None] for v in (images, present.expand(*images.shape[:2], *present.shape[2:])))
-        return patterns.filled(*pairs).reshape(images.shape)
+        return self._view(images, *self._glimpse(images, present), present)
 
     def _glimpse(self, images: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and prompts of what is present, its gaps filled for the encoder."""
-        return self._whole(self._filled(images, present), present.flatten(2).any(2))
+        whole = filled_each(images, present.expand(*images.shape[:2], *present.shape[2:]))
+        return self._whole(whole, present.flatten(2).any(2))
 
-    def _sketch(self, images: Tensor, present: Tensor) -> Tensor | None:
-        """The simple answer: images with all that is missing filled in; None if the prior is shown none."""
-        if not self.config.prior.context:
-            return None
-        filled = self._filled(images, present)
-        return filled if self.regression is None else self.regression(filled, telling(present))
-
-    def _view(self, z: Tensor, told: Tensor, present: Tensor, sketch: Tensor | None) -> Seen:
-        """What the prior may know of latents [B, M, C, *spatial], prompts [B, M, 3, size] and the sketch's images."""
-        config = self.config
-        shown, context = telling(present), None if sketch is None else slots(config, z)
-        if sketch is not None and not shown.all():
-            context = torch.where(expand(shown, z), z, self._whole(sketch, ~shown)[0])
-        z, clean = slots(config, z * expand(present.flatten(2).any(2), z)), patterns.given(config, present)
-        prompts = average(told, shown)
-        return Seen(z * expand(clean, z), clean, context, self._condition(prompts, patterns.places(config, present)))
+    def _view(self, images: Tensor, z: Tensor, told: Tensor, present: Tensor) -> Seen:
+        """What the prior may know of images of which some is present, latents [B, M, C, *spatial] and prompts
+        [B, M, 3, size] of that."""
+        config, shown = self.config, telling(present)
+        clean = patterns.given(config, present)
+        condition = self._condition(average(told, shown), patterns.places(config, present))
+        known = slots(config, z * expand(present.flatten(2).any(2), z))
+        seen = Seen(known * expand(clean, known), clean, condition)
+        if self.sketch is None:
+            return seen
+        sketch, variance = self.sketch(images, present)
+        if not shown.all():
+            z = torch.where(expand(shown, z), z, self._whole(sketch, ~shown)[0])
+        return seen._replace(sketch=sketch, context=slots(config, z), doubts=self.sketch.doubts(variance))
 
     def _condition(self, prompts: Tensor, places: Tensor) -> Tensor | None:
         """Prompts [B, 3, size] or the bits of what is there [B, places], as the prior is to be told."""
@@ -320,7 +307,12 @@ class CoPeDiT(nn.Module):
     # inference
 
     def steps_for(self, samples: int) -> int:
-        return self.config.steps
+        """One step makes a mean, which is the same at every draw; several samples are drawn in more."""
+        return DRAWN if samples > 1 and self._mean else self.config.steps
+
+    @property
+    def _mean(self) -> bool:
+        return self.config.steps == 1 and self.config.blank > 0
 
     @torch.inference_mode()
     def perceive(self, batch: Batch) -> Perception:
@@ -329,6 +321,13 @@ class CoPeDiT(nn.Module):
         with frozen(self.tokenizer):
             _, told = self._glimpse(batch.images, present)
         return self.tokenizer.perceive(average(told, telling(present)))
+
+    @torch.inference_mode()
+    def voxelwise(self, batch: Batch) -> Tensor | None:
+        """The sketch of modalities [B, M, X, Y, Z], at any size; None if the prior is shown none."""
+        if self.sketch is None or self.config.layout == "slices":
+            return None
+        return self.sketch(batch.images, batch.present)[0]
 
     @torch.inference_mode()
     def complete(self, batch: Batch, rng: Rng, progress: Progress | None = None) -> Tensor:
@@ -355,17 +354,19 @@ class CoPeDiT(nn.Module):
         with frozen(self.tokenizer):
             seen = self._seen(images, present)
         wanted = ~present.flatten(2).all(2)[0]
-        found = self._decode(latents(self.config, self._drawn(seen, rng, progress))[0, wanted])
-        sketch = self._sketch(images, present)
-        if sketch is not None and seen.context is not None:
-            found = sketch[0, wanted] + found - self._decode(latents(self.config, seen.context)[0, wanted])
+        codec, z = self.tokenizer.codec, self._wanted(self._drawn(seen, rng, progress), wanted)
+        if seen.sketch is None or seen.context is None:
+            found = codec.decode(z)[:, 0]
+        else:
+            change = codec.image(z) - codec.image(self._wanted(seen.context, wanted))
+            found = seen.sketch[0, wanted] + change[:, 0]
         made = torch.zeros_like(images)
         made[:, wanted] = found.clamp(-1, 1).to(made.dtype)
         return made
 
-    def _decode(self, z: Tensor) -> Tensor:
-        """Standardised latents [K, C, *spatial] -> images [K, X, Y, Z]."""
-        return self.tokenizer.codec.decode(self.whitening.leave(z))[:, 0]
+    def _wanted(self, z: Tensor, wanted: Tensor) -> Tensor:
+        """Standardised latents of one subject [1, slots, C, *spatial] -> the codec's of some modalities."""
+        return self.whitening.leave(latents(self.config, z)[0, wanted])
 
     def sample(self, images: Tensor, present: Tensor, rng: Rng, progress: Progress | None = None) -> Tensor:
         """Latents [B, slots, C, *spatial] of whole subjects: given ones as encoded, to the bit, the others drawn."""
@@ -377,23 +378,8 @@ class CoPeDiT(nn.Module):
         config, process, clean = self.config, self.prior.process, expand(seen.clean, seen.z)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            return torch.where(clean, seen.z, self._predict(seen, x, t))
+            blank = torch.full_like(t, self._mean, dtype=torch.bool)
+            return torch.where(clean, seen.z, self._predict(seen, x, t, blank))
 
-        noise = rng.normal_like(seen.z)
+        noise = rng.normal_like(seen.z) * (not self._mean)
         return SOLVERS[config.solver](denoise, process, noise, process.grid(config.steps), progress=progress)
-
-
-def learned(module: nn.Module) -> Iterable[nn.Parameter]:
-    """The parameters that are learned (codes are not)."""
-    return (p for p in module.parameters() if p.requires_grad)
-
-
-@contextmanager
-def frozen(module: nn.Module):
-    """The module in evaluation mode, its batch norms included; as it was before once the block is left."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)

@@ -7,7 +7,9 @@ H1, H2, H3                  the heads of the three pretext tasks (section 3.2)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,14 +22,16 @@ from ...nn.blocks import CONV
 from ...nn.embed import full_precision
 from ...nn.ranks import gathered
 from .config import Config, LossConfig, PromptConfig
+from .patterns import every_pattern
 
 PROMPTS = ("count", "position", "contrast")
+FEW = 10  # places of which all patterns are weighed against each other
 
 
 @dataclass(frozen=True)
 class Perception:
-    """What the tokenizer sees without being told: probabilities of each count class [B, counts] and, for every place,
-    that it is missing [B, places]."""
+    """What the tokenizer sees without being told: probabilities of each count class [B, counts] (what lacks to 1: that
+    nothing is missing) and, for every place, that it is missing [B, places]."""
 
     count: Tensor
     missing: Tensor
@@ -44,6 +48,20 @@ class Judged(NamedTuple):
     paired: Tensor
 
 
+class Both(nn.Module):
+    """The mean of every channel and its largest value, added."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool3d(x, self.size) + F.adaptive_max_pool3d(x, self.size)
+
+
+POOLS: dict[str, Callable[[int], nn.Module]] = {"mean": nn.AdaptiveAvgPool3d, "both": Both}
+
+
 class PromptEncoder(nn.Module):
     """A latent [N, C, *spatial] -> `prompts` of them [N, prompts * size], float32 whatever the type of the rest."""
 
@@ -58,7 +76,7 @@ class PromptEncoder(nn.Module):
         self.embed = nn.Sequential(
             CONV[3](channels, first, 3, config.stride, 1), kinds[config.norm](first), nn.ReLU(),
             CONV[3](first, second, 3, config.stride, 1), kinds[config.norm](second), nn.ReLU(),
-            nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(second, config.size), nn.ReLU(),
+            POOLS[config.pool](1), nn.Flatten(), nn.Linear(second, config.size), nn.ReLU(),
             nn.Linear(config.size, prompts * config.size),
         )  # fmt: skip
         for layer in self.embed:
@@ -83,6 +101,9 @@ class CoPeVAE(nn.Module):
         answers = {"count": config.counts, "position": config.places, "contrast": prompts.contrast}
         # called embed: in float32, as the prompts
         self.embed = nn.ModuleDict({name: nn.Linear(prompts.size, n) for name, n in answers.items()})
+        self.together: Tensor | None
+        few = config.layout == "modalities" and config.places <= FEW
+        self.register_buffer("together", every_pattern(config.places) if few else None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction of images [N, 1, *spatial]."""
@@ -111,7 +132,21 @@ class CoPeVAE(nn.Module):
     def perceive(self, available: Tensor) -> Perception:
         """Prompts of the available part [B, 3, size] -> what is missing."""
         count, position = (self.answer(name, available[:, i]) for i, name in enumerate(PROMPTS[:2]))
-        return Perception(count.softmax(1), position.sigmoid())
+        if self.together is None:
+            return Perception(count.softmax(1), position.sigmoid())
+        return agreed(count, position, self.together)
+
+
+def agreed(count: Tensor, position: Tensor, patterns: Tensor) -> Perception:
+    """What both heads together say of every pattern of what is missing, bool [P, places], and from that how many are
+    missing and which: logits count [B, counts] and position [B, places]. Of nothing missing the count knows nothing:
+    it says as much of it as of the others in the mean."""
+    number = patterns.sum(1)
+    places = torch.where(patterns, F.logsigmoid(position)[:, None], F.logsigmoid(-position)[:, None]).sum(2)
+    unasked = torch.full_like(count[:, :1], -math.log(count.shape[1]))
+    chance = (torch.cat([unasked, count.log_softmax(1)], 1)[:, number] + places).softmax(1)  # [B, P]
+    counts = count.new_zeros(len(count), count.shape[1] + 1).index_add(1, number, chance)
+    return Perception(counts[:, 1:], chance @ patterns.to(chance))
 
 
 def average(values: Tensor, where: Tensor) -> Tensor:
@@ -150,3 +185,19 @@ def info_nce(anchor: Tensor, other: Tensor, paired: Tensor, temperature: float) 
     own = torch.arange(len(scores), device=scores.device)
     loss = F.cross_entropy(scores, own, reduction="none")
     return torch.where(paired, loss, torch.zeros_like(loss)).sum() / paired.sum().clamp(min=1)
+
+
+def learned(module: nn.Module) -> Iterable[nn.Parameter]:
+    """The parameters that are learned (codes are not)."""
+    return (p for p in module.parameters() if p.requires_grad)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode, its batch norms included; as it was before once the block is left."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

@@ -18,7 +18,7 @@ from ...core.contract import Grid
 from ...nn.unet import UNetConfig
 from . import asking as asking
 from .learning import Learning
-from .network import Adapter, width_of
+from .network import Adapter, known_width, width_of
 from .schema import built_in, read
 from .system import WFDM, Config
 
@@ -39,10 +39,15 @@ def published() -> Config:
 
 def small() -> Config:
     """96 x 112 x 80 at 2 mm and the fields of the virtual cohort: trains on a CPU."""
-    codec = WaveletConfig(widths=(32, 96), blocks=1, attention=32, head_size=32, groups=16)
+    codec = WaveletConfig(widths=(32, 96), blocks=1, attention=32, head_size=32, groups=16, linear=True)
     net = UNetConfig(4, 4, (48, 96, 192), 1, (False, False, True), head_size=32, dims=3, groups=16)
-    learn = Learning(features=(8, 16, 32), critic_width=16, crop=(64, 64, 64))
-    return Config(BRAIN, codec, net, built_in("virtual"), (96, 112, 80), 2.0, 64, learning=learn)
+    learn = Learning(
+        features=(8, 16, 32), critic_width=16, crop=(64, 64, 64), at_once=0.5, rates=(1e-3, 5e-4, 5e-4)
+    )  # fmt: skip
+    return Config(
+        BRAIN, codec, net, built_in("virtual"), (96, 112, 80), 2.0, 64, aligned=True, components=12,
+        learning=learn,
+    )  # fmt: skip
 
 
 def tiny() -> Config:
@@ -127,7 +132,7 @@ def networks(config: Config) -> dict[str, tuple[nn.Module, tuple[torch.Tensor, .
         size = tuple(n // method.codec.factor for n in config.size)
         z, t = torch.empty(1, config.codec.channels, *size), torch.zeros(1)
         vector = torch.zeros(1, width_of(m, config.schema))
-        known = torch.empty(1, m * (config.codec.channels + 1), *size)
+        known = torch.empty(1, known_width(config.codec.channels, m, config.components > 0), *size)
         return {
             "codec": (_Reconstruct(method), (torch.empty(1, 1, *config.size),)),
             "prior": (method.prior.net, (z, t, vector)),

@@ -25,8 +25,8 @@ class Learning:
     `adversarial`. `features`: widths of the fixed network of the perceptual loss. `crop`: voxels of the codec's
     sub-volumes (0: the whole axis). `balance`: how far rare modalities are the target more often (0: as they come, 1:
     inversely to their number). `drop`: how often nothing is told of the subject; `thin`: how often a random part of it.
-    `at_once`: how often the adapter learns at pure noise, where the posterior mean is read. `shares`: of the time, for
-    codec, prior and adapter.
+    `at_once`: how often the adapter learns at pure noise, where the posterior mean is read. `shares`: of the time, and
+    `rates` of learning, for codec, prior and adapter.
     """
 
     kl: float = 1e-7
@@ -41,6 +41,7 @@ class Learning:
     thin: float = 0.3
     at_once: float = 0.25
     shares: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    rates: tuple[float, float, float] = (1e-4, 2e-4, 2e-4)
 
 
 class Game(NamedTuple):
@@ -104,19 +105,33 @@ def drop(known: Tensor, learning: Learning, rng: Rng) -> Tensor:
 
 
 def given(batch: Batch, target: Tensor, method: Any, rng: Rng) -> Tensor:
-    """A random subset of what each sample has besides its target, as the adapter sees it [B, M (C + 1), *spatial].
+    """A random subset of what each sample has besides its target, as the adapter sees it (`beside`).
 
-    From none to all of the others, each number as likely as the next.
+    From one to all of the others, each number as likely as the next.
     """
     whole = batch.present.flatten(2).all(2)
     others = whole & (torch.arange(whole.shape[1], device=whole.device) != target[:, None])
     u = rng.fork("given").uniform(whole.shape[1] + 1).to(whole.device)
     rank = torch.where(others, u[:, 1:], 2.0).argsort(1).argsort(1)
-    count = (u[:, :1] * (others.sum(1, keepdim=True) + 1)).floor()
-    shown = others & (rank < count)
+    count = 1 + (u[:, :1] * others.sum(1, keepdim=True)).floor()
     present = batch.present.expand_as(batch.images)
     images = torch.where(present, batch.images, -1.0)
-    return torch.cat([known_latents(method, x, use) for x, use in zip(images, shown)])
+    return beside(method, images, others & (rank < count), target)[0]
+
+
+def beside(method: Any, images: Tensor, shown: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What is known beside the latents of `target` [B], from those `shown` of images [B, M, *spatial] (or of one
+    subject's for all targets): channels as `Adapter` has them [B, known, *spatial / 4], and the estimate of the target
+    [B, 1, *spatial], if there is one."""
+    latents = torch.cat([known_latents(method, x, use) for x, use in zip(images, shown)])
+    latents = latents.expand(len(target), *latents.shape[1:])
+    if method.estimate is None:
+        return latents, None
+    rows = torch.arange(len(target), device=target.device)
+    both = (v.expand(len(target), *v.shape[1:]) for v in method.estimate.images(images, shown))
+    guess, variance = (v[rows, target][:, None] for v in both)
+    doubt = method.estimate.doubts(variance, method.codec.factor)
+    return torch.cat([latents, method.encode(guess), doubt.to(latents)], dim=1), guess
 
 
 def known_latents(method: Any, images: Tensor, usable: Tensor) -> Tensor:

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...diffusion.denoiser import Denoiser, expand, target, x0_from
 from ...nn.blocks import conv, silu, zero
 from ...nn.embed import full_precision, sinusoidal
 from ...nn.layout import channels_last, crop_to, fold, pad_to, unfold
 from ...nn.norm import group_norm, normalise
 from ...nn.unet import UNet, UNetConfig, build, plan
+from .estimate import Estimate
+from .normal import Normal, left, time_of
 from .schema import Schema
 
 
@@ -29,11 +32,16 @@ def width_of(modalities: int, schema: Schema) -> int:
     return modalities + 2 * len(schema)
 
 
-def condition(target: Tensor, modalities: int, values: Tensor, known: Tensor) -> Tensor:
-    """Target [B] (which modality), values and known [B, P] -> [B, M + 2 P]; what is not known becomes 0."""
-    known = known.to(target.device)
-    values = torch.where(known, values.to(target.device), 0.0)
-    return torch.cat([F.one_hot(target, modalities).float(), values, known.float()], dim=1)
+def known_width(channels: int, modalities: int, estimate: bool) -> int:
+    """Channels of what is known beside a latent of so many channels."""
+    return (modalities + estimate) * (channels + 1)
+
+
+def condition(which: Tensor, modalities: int, values: Tensor, known: Tensor) -> Tensor:
+    """Which modality [B], values and known [B, P] -> [B, M + 2 P]; what is not known becomes 0."""
+    known = known.to(which.device)
+    values = torch.where(known, values.to(which.device), 0.0)
+    return torch.cat([F.one_hot(which, modalities).float(), values, known.float()], dim=1)
 
 
 def unconditional(vector: Tensor, modalities: int) -> Tensor:
@@ -117,10 +125,12 @@ class ConditionEmbedding(nn.Module):
 class Prior(nn.Module):
     """The conditional U-Net: z_t [B, C, *spatial], t [B], vector [B, M + 2 P] -> what the denoiser predicts."""
 
-    def __init__(self, config: UNetConfig, modalities: int, schema: Schema, meta: int):
+    def __init__(
+        self, config: UNetConfig, modalities: int, schema: Schema, meta: int, normal: Normal | None = None
+    ):  # fmt: skip
         super().__init__()
         config = replace(config, vector=width_of(modalities, schema))
-        self.unet = UNet(config)
+        self.unet, self.normal = UNet(config), normal
         embed = config.embed or 4 * config.channels[0]
         widths = self.unet.embed.widths
         own = ConditionEmbedding(config.channels[0], embed, widths, modalities, schema, meta)
@@ -132,7 +142,14 @@ class Prior(nn.Module):
         return cast(ConditionEmbedding, self.unet.embed).metadata
 
     def forward(self, z: Tensor, t: Tensor, vector: Tensor, *controls: Tensor) -> Tensor:
-        return self.unet(z, t, vector=vector, controls=controls)
+        out = self.unet(z, t, vector=vector, controls=controls)
+        return out if self.normal is None else self.normal(out, z, t, vector)
+
+    def open(self, vector: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The variance of z_0 given z_t, if latents were normal: with the law they begin with, or else a unit one."""
+        if self.normal is None:
+            return left(1.0, alpha, sigma)
+        return left(self.normal.variance[vector[:, : self.normal.modalities].argmax(1)].float(), alpha, sigma)
 
 
 class Adapter(nn.Module):
@@ -140,10 +157,10 @@ class Adapter(nn.Module):
 
     Beyond ControlNet it adds to the prior's output too, from its finest level: what is known voxel by voxel need not
     pass through frozen layers. `known` [B, M (C + 1), *spatial]: for each modality its latent (0 if absent) and a
-    channel that says if it is there.
+    channel that says if it is there; with an `estimate` C + 1 channels more (`Estimate`).
     """
 
-    def __init__(self, config: UNetConfig, modalities: int, schema: Schema, meta: int):
+    def __init__(self, config: UNetConfig, modalities: int, schema: Schema, meta: int, estimate: bool = False):
         super().__init__()
         self.config = config = replace(config, vector=width_of(modalities, schema))
         encoder, middle, _ = plan(config)
@@ -154,7 +171,7 @@ class Adapter(nn.Module):
         self.embed = ConditionEmbedding(first, embed, widths, modalities, schema, meta)
         cell = config.patch**config.dims
         self.stem = conv(config.dims, config.in_channels * cell, first)
-        self.known = conv(config.dims, modalities * (config.in_channels + 1) * cell, first)
+        self.known = conv(config.dims, known_width(config.in_channels, modalities, estimate) * cell, first)
         self.encoder, self.middle = build(config, encoder), build(config, middle)
         outputs = [first, *(row.outputs for row in encoder), middle[-1].outputs]
         self.out = nn.ModuleList(zero(conv(config.dims, n, n, kernel=1)) for n in outputs)
@@ -190,11 +207,12 @@ class Adapter(nn.Module):
 
 
 class Controlled(nn.Module):
-    """The prior with the adapter, as one network of (z, t, vector, known)."""
+    """The prior with the adapter, as one network of (z, t, vector, known). With an estimate what they say is added to
+    it (`Estimate`)."""
 
-    def __init__(self, prior: Prior, adapter: Adapter):
+    def __init__(self, prior: Denoiser, adapter: Adapter, estimate: Estimate | None = None):
         super().__init__()
-        self.prior, self.adapter = prior, adapter
+        self.prior, self.adapter, self.estimate = prior, adapter, estimate
 
     def forward(self, z: Tensor, t: Tensor, vector: Tensor, known: Tensor) -> Tensor:
         if self.training or z.device.type != "cpu":
@@ -205,4 +223,11 @@ class Controlled(nn.Module):
     def batch(self, z: Tensor, t: Tensor, vector: Tensor, known: Tensor) -> Tensor:
         """All samples at once."""
         direct, controls = self.adapter(z, t, vector, known)
-        return self.prior(z, t, vector, *controls) + direct
+        out, prior = self.prior.net(z, t, vector, *controls), self.prior
+        if self.estimate is None:
+            return out + direct
+        alpha, sigma = (expand(v, z) for v in prior.process.at(time_of(prior.process, t)))
+        z = z.float()
+        p = x0_from(out.float(), z, alpha, sigma, prior.prediction)
+        mean, lacks = self.estimate(p, known, cast(Prior, prior.net).open(vector, alpha, sigma))
+        return target(mean + lacks * direct.float(), z, alpha, sigma, prior.prediction)

@@ -4,7 +4,8 @@ subject. Beyond the paper: an adapter that shows the frozen diffusion what the s
     z = s_z E(x)             codec: 4 channels at a quarter of the size, one modality at a time
     c = (tau, d, r)          target modality, values, availability                                          Eq. 3
     v(z_t, t, c)             prior: the velocity of a rectified flow, 50 Euler steps (or v of a DDPM, 1000)
-    v(z_t, t, c, z_known)    adapter: ControlNet with the latents of any subset of the subject's modalities
+    v(z_t, t, c, z_known)    adapter: ControlNet with the latents of any subset of the subject's modalities, begun
+                             with what every voxel says of the target by itself (`Estimate`)
 
 Stages: `codec` (against a critic), `prior` (codec frozen), `adapter` (both frozen).
 """
@@ -28,14 +29,17 @@ from ...diffusion.denoiser import Denoise, Denoiser, Norm, Prediction
 from ...diffusion.process import DDPM, Process, RectifiedFlow
 from ...diffusion.samplers import ddim, heun, multistep
 from ...nn.critic import Critic
-from ...nn.layout import crop_to
+from ...nn.layout import crop_to, pad_to
 from ...nn.unet import UNetConfig
 from . import learning
+from .estimate import Estimate
 from .learning import Learning
 from .network import Adapter, Controlled, Prior, condition, unconditional
+from .normal import Normal
 from .schema import Schema, encode
 
 Data = Callable[[int], Batch]
+FITTED = 1024  # volumes that the normal law of latents is fitted to
 
 # scheme -> the process, what is predicted, and eta of its sampler (section 3.3)
 SCHEMES: dict[str, tuple[Process, Prediction, float]] = {
@@ -48,8 +52,11 @@ SCHEMES: dict[str, tuple[Process, Prediction, float]] = {
 @dataclass(frozen=True)
 class Config:
     """`size`, `spacing`: of the volumes (voxels, mm). `meta`: width of the metadata's embedding. `norm`: of the prior's
-    loss. `steps`: of a draw. `guidance`: how far what is known of the subject is stressed (1: as learned). `stages`:
-    those that are trained. `chunk`: volumes per evaluation.
+    loss. `steps`: of a draw. `guidance`: how far what is known of the subject is stressed (1: as learned).
+    `texture`: spread of the noise that a generated volume begins from, in those channels of the latent that move the
+    image least (1: as it is, less: smoother). `aligned`: the prior adds to a regression of latents (`Normal`).
+    `components`: of the mixture whose estimate of a target a completion begins with (0: none). `stages`: those that are
+    trained. `chunk`: volumes per evaluation.
     """
 
     modalities: tuple[str, ...]
@@ -64,6 +71,9 @@ class Config:
     steps: int = 50
     solver: Literal["ddim", "heun", "multistep"] = "ddim"
     guidance: float = 1.0
+    texture: float = 1.0
+    aligned: bool = False
+    components: int = 0
     stages: tuple[Literal["codec", "prior", "adapter"], ...] = ("codec", "prior", "adapter")
     learning: Learning = field(default_factory=Learning)
     chunk: int = 4
@@ -89,9 +99,12 @@ class WFDM(nn.Module):
         self.features = random_features(config.codec.dims, widths=learn.features)
         self.memo = Memo()
         process, prediction, _ = SCHEMES[config.scheme]
-        net = Prior(config.net, m, config.schema, config.meta)
+        size = [-(-n // self.codec.factor) for n in config.size]
+        normal = Normal(m, config.schema, config.codec.channels, size, process, prediction) if config.aligned else None
+        net = Prior(config.net, m, config.schema, config.meta, normal)
         self.prior = Denoiser(net, process, prediction, norm=config.norm)
-        self.adapter = Adapter(config.net, m, config.schema, config.meta)
+        self.estimate = Estimate(m, config.components, config.codec.channels) if config.components else None
+        self.adapter = Adapter(config.net, m, config.schema, config.meta, config.components > 0)
         self.register_buffer("weights", torch.ones(m))  # how often a modality that is there is the target, relatively
 
     @property
@@ -114,11 +127,11 @@ class WFDM(nn.Module):
         critic = Player("critic", self.critic.parameters, lambda out: learning.critic_loss(self, out))
         prior = Player("prior", self.prior.parameters, _plain)
         adapter = Player("adapter", self.adapter.parameters, _plain)
-        parts = self.config.learning.shares
+        parts, rates = self.config.learning.shares, self.config.learning.rates
         every = {
-            "codec": Stage("codec", self._codec, (codec, critic), parts[0], 1e-4, begin=self._begin_codec),
-            "prior": Stage("prior", self._prior, (prior,), parts[1], begin=self._begin_prior),
-            "adapter": Stage("adapter", self._adapter, (adapter,), parts[2], begin=self._begin_adapter),
+            "codec": Stage("codec", self._codec, (codec, critic), parts[0], rates[0], self._begin_codec),
+            "prior": Stage("prior", self._prior, (prior,), parts[1], rates[1], self._begin_prior),
+            "adapter": Stage("adapter", self._adapter, (adapter,), parts[2], rates[2], self._begin_adapter),
         }
         return tuple(every[name] for name in self.config.stages)
 
@@ -129,7 +142,8 @@ class WFDM(nn.Module):
 
     def _prior(self, batch: Batch, rng: Rng) -> Tensor:
         x, target = learning.pick(batch, self.weights, rng)
-        return self.prior.loss(self.encode(x), rng, self._condition(batch, target, rng))
+        vector = self._condition(batch, target, rng)
+        return self.prior.loss(self.encode(x), rng, vector, where=self.codec.influence)
 
     def _adapter(self, batch: Batch, rng: Rng) -> Tensor:
         x, target = learning.pick(batch, self.weights, rng)
@@ -138,12 +152,13 @@ class WFDM(nn.Module):
         at_once = rng.uniform().to(x.device) < self.config.learning.at_once
         t = torch.where(at_once, torch.full_like(t, self.prior.process.end), t)
         vector = self._condition(batch, target, rng)
-        return self._joint().loss(self.encode(x), rng, vector, known, t=t)
+        return self._joint().loss(self.encode(x), rng, vector, known, t=t, where=self.codec.influence)
 
     def encode(self, x: Tensor) -> Tensor:
         """Volumes [N, 1, *spatial] -> scaled latents [N, C, *spatial / 4]; in training those seen before are known."""
-        if not self.training:
-            return self.codec.encode(x)
+        return self._remembered(x) if self.training else self.codec.encode(x)
+
+    def _remembered(self, x: Tensor) -> Tensor:
         return self.memo.each(lambda part: (self.codec.encode(part),), x, of=self.codec)[0]
 
     def _condition(self, batch: Batch, target: Tensor, rng: Rng) -> Tensor:
@@ -154,7 +169,7 @@ class WFDM(nn.Module):
 
     def _joint(self) -> Denoiser:
         """Prior and adapter as one denoiser."""
-        net = Controlled(self.net, self.adapter)
+        net = Controlled(self.prior, self.adapter, self.estimate)
         return Denoiser(net, self.prior.process, self.prior.prediction, norm=self.prior.norm).train(self.training)
 
     def _begin_codec(self, data: Data) -> None:
@@ -174,10 +189,31 @@ class WFDM(nn.Module):
         self.codec.calibrate(images())
         tables = [self._metadata(batch.metadata, len(batch)) for batch in learning.some(data, 256)]
         values, known = (torch.cat(parts).cpu() for parts in zip(*tables))
-        self.net.metadata.fit(values, known)
+        told = self.net.metadata
+        told.fit(values, known)
+        if self.net.normal is not None:
+            self.net.normal.fit(self._latents(data), told.mean, told.deviation)
+
+    def _latents(self, data: Data) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Latents of the first of the training set, which modality each is of, and what is known of its subject."""
+        for k, batch in enumerate(learning.some(data, FITTED)):
+            x, target = learning.pick(batch, self.weights, Rng.of(0, len(batch), "normal", k))
+            yield (self._remembered(x), target, *self._metadata(batch.metadata, len(batch)))
 
     def _begin_adapter(self, data: Data) -> None:
+        """As the prior, and with what the voxels say by themselves."""
         self.adapter.take(self.net)
+        if self.estimate is None:
+            return
+        self.estimate.begin(data)
+
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            for k, batch in enumerate(learning.some(data, 32)):
+                rng = Rng.of(0, len(batch), "estimate", k)
+                x, target = learning.pick(batch, self.weights, rng)
+                yield self.encode(x), learning.given(batch, target, self, rng)
+
+        self.estimate.measure(pairs())
 
     def _metadata(self, metadata: Mapping[str, Tensor] | None, count: int) -> tuple[Tensor, Tensor]:
         """values and known [B, P]; nothing is known where no table was given."""
@@ -190,6 +226,11 @@ class WFDM(nn.Module):
     def steps_for(self, samples: int) -> int:
         """How many steps unless told: one image is the posterior mean, which is read in one step; several are draws."""
         return 1 if samples == 1 else self.config.steps
+
+    def voxelwise(self, batch: Batch) -> Tensor | None:
+        """What each voxel of volumes [B, M, X, Y, Z], of any size, says of all; None without an estimate."""
+        shown = batch.present.expand_as(batch.images).flatten(2).all(2)
+        return None if self.estimate is None else self.estimate.images(batch.images, shown)[0]
 
     @torch.inference_mode()
     def complete(self, batch: Batch, rng: Rng, progress: Progress | None = None) -> Tensor:
@@ -206,14 +247,23 @@ class WFDM(nn.Module):
         out = images.clone()
         for number, (b, part) in enumerate(jobs):
             usable = whole[b] if whole[b].any() else there[b]
-            latents = learning.known_latents(self, torch.where(present[b], images[b], -1.0), usable)
-            vector = condition(part, len(self.modalities), values[b : b + 1].expand(len(part), -1),
-                               known[b : b + 1].expand(len(part), -1))  # fmt: skip
-            beside = latents.expand(len(part), *latents.shape[1:])
-            x = self._draw(vector, rng[b : b + 1], latents.shape[2:], share(progress, number, len(jobs)), beside)
-            x = crop_to(x, images.shape[2:])[:, 0].clamp(-1, 1)
+            own, rows = torch.where(present[b], images[b], -1.0)[None], (len(part), -1)
+            vector = condition(
+                part, len(self.modalities), values[b : b + 1].expand(rows), known[b : b + 1].expand(rows)
+            )
+            x = self._completed(own, usable[None], vector, part, rng[b : b + 1], share(progress, number, len(jobs)))
             out[b, part] = torch.where(present[b, part], images[b, part], x.to(images.dtype))
         return out
+
+    def _completed(
+        self, own: Tensor, usable: Tensor, vector: Tensor, part: Tensor, rng: Rng, progress: Progress | None
+    ) -> Tensor:
+        """Some modalities `part` of one subject [1, M, *spatial] -> [n, *spatial]."""
+        known, guess = learning.beside(self, own, usable, part)
+        x = self._draw(vector, rng, known.shape[2:], progress, known)
+        if guess is not None:  # what the codec loses of the estimate is kept
+            x = x + pad_to(guess, self.codec.factor) - self.codec.decode(known[:, -self.codec.channels - 1 : -1])
+        return crop_to(x, own.shape[2:])[:, 0].clamp(-1, 1)
 
     @torch.inference_mode()
     def generate(
@@ -243,6 +293,9 @@ class WFDM(nn.Module):
         config, (process, _, eta) = self.config, SCHEMES[self.config.scheme]
         noise, later = (Rng(rng.fork(name).seeds * len(vector)) for name in ("latent", "ancestral"))
         z = noise.normal(self.codec.channels, *size).to(vector.device)
+        if known is None:
+            weight = self.codec.influence
+            z = z * config.texture ** (1 - weight / weight.max())
         denoise, times = self._denoise(vector, known), process.grid(config.steps)
         solvers: dict[str, Callable[[], Tensor]] = {
             "ddim": lambda: ddim(denoise, process, z, times, later, eta, progress),
