@@ -43,9 +43,8 @@ class Critic(nn.Module):
         x = F.leaky_relu(self.first(x), self.slope)
         for conv, norm in zip(self.convs, self.norms):
             x = F.leaky_relu(norm(conv(x)), self.slope)
-        with full_precision(
-            x.device
-        ):  # the gradient of torch's bf16 kernel for one channel holds numbers never written
+        # in bf16 the gradient of torch's kernel for one channel holds numbers never written
+        with full_precision(x.device):
             return self.last(x.float())
 
 

@@ -176,7 +176,7 @@ class ColaDiff(nn.Module):
         task = Task(given, target, torch.ones_like(target, dtype=torch.bool))
         metadata = None if batch.metadata is None else {k: v[row] for k, v in batch.metadata.items()}
         y, known = self.conditions(Batch(batch.images[row], given, metadata), task)
-        maps, lost, made = self.net.maps(y), self._lost(batch.images[row], task), []
+        maps, lost, made = self.net.maps(y), self._lost(batch.images[row], task, y), []
         keys = [(rng.seeds[r], self.modalities[m]) for r, m in part.tolist()]
         draws = [None] if count is None else range(count)
         for i, k in enumerate(draws):
@@ -190,14 +190,16 @@ class ColaDiff(nn.Module):
         """Latents [N, channels, ...] -> images [N, X, Y]."""
         return crop_to(self.codec.decode(z), like.shape[2:])[:, 0]
 
-    def _lost(self, images: Tensor, task: Task) -> Callable[[Rng | None], Tensor]:
+    def _lost(self, images: Tensor, task: Task, y: Tensor) -> Callable[[Rng | None], Tensor]:
         """What no latent can say, [N, X, Y], and is added: of the estimate or, by random numbers, of a draw of it."""
         if not self.config.components:
             return lambda rng: images.new_zeros(())
         mean, variance = self.first.estimate(images, task)
 
         def lost(rng: Rng | None) -> Tensor:
-            x = mean if rng is None else mean + variance.sqrt() * rng.fork("voxels").normal(*mean.shape[1:]).to(mean)
+            if rng is None:  # the estimate's latent is the first of the conditions
+                return mean[:, 0] - self._decode(y[:, : self.codec.channels], images)
+            x = mean + variance.sqrt() * rng.fork("voxels").normal(*mean.shape[1:]).to(mean)
             return x[:, 0] - self._decode(self.codec.encode(x), images)
 
         return lost

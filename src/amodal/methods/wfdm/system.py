@@ -125,8 +125,8 @@ class WFDM(nn.Module):
     def stages(self) -> tuple[Stage, ...]:
         codec = Player("codec", self.codec.parameters, lambda out: learning.codec_loss(self, out))
         critic = Player("critic", self.critic.parameters, lambda out: learning.critic_loss(self, out))
-        prior = Player("prior", self.prior.parameters, _plain)
-        adapter = Player("adapter", self.adapter.parameters, _plain)
+        prior = Player("prior", self.prior.parameters)
+        adapter = Player("adapter", self.adapter.parameters)
         parts, rates = self.config.learning.shares, self.config.learning.rates
         every = {
             "codec": Stage("codec", self._codec, (codec, critic), parts[0], rates[0], self._begin_codec),
@@ -317,7 +317,3 @@ class WFDM(nn.Module):
             return without + guidance * (net(z, t, vector, *beside) - without)
 
         return guided
-
-
-def _plain(loss: Tensor) -> tuple[Tensor, dict[str, float]]:
-    return loss, {}
