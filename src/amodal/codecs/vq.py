@@ -19,6 +19,7 @@ from ..core.errors import InputError
 from ..nn.blocks import CONV, TRANSPOSED, conv, zero
 from ..nn.layout import channels_last, fold, unfold
 from ..nn.quantize import Codebook
+from ..nn.winograd import convolve
 from .kl import KLConfig, Linear, cosines
 
 
@@ -64,7 +65,7 @@ class Unit(nn.Module):
         self.first, self.second = conv(dims, width, inner), conv(dims, inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.second(relu(self.first(x)))
+        h = convolve(self.second, relu(convolve(self.first, x)))
         return relu(h + x if torch.is_grad_enabled() else h.add_(x))
 
 

@@ -1,10 +1,16 @@
-"""Which device, and whether it computes in bf16."""
+"""Which device, whether it computes in bf16, and how its memory is kept."""
 
 from __future__ import annotations
+
+import ctypes
+import functools
+import platform
 
 import torch
 
 from .errors import InputError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def pick(device: str = "auto") -> torch.device:
@@ -19,7 +25,21 @@ def pick(device: str = "auto") -> torch.device:
         raise InputError(f"device={device!r}: this machine has no such device, choose auto or cpu.")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cpu":
+        keep_memory()
     return torch.device(f"{name}:{number}" if number else name)
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Memory that was freed is used again, up to 2 GiB of it, not handed back to the system (glibc alone can be told).
+
+    Else each tensor's pages are taken from the system anew and cleared, a fifth of the time of a 3-D network.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def bf16(precision: str, device: torch.device) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,11 +11,28 @@ from torch.nn import functional as F
 from .blocks import zero
 from .norm import group_norm, normalise, rows
 
+MANY = 128  # tokens from which matrix products are worth it
+SCORES = 1 << 22  # at a time
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """q [B, N, C], k and v [B, M, C] -> [B, N, C]: softmax(q k' / sqrt(C / heads)) v in each head, fused."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return weighted(q, k, v).transpose(1, 2).flatten(2)
+
+
+def weighted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(D)) v of [B, H, N, D] and [B, H, M, D] -> [B, H, N, D], fused.
+
+    In bf16 on a CPU without matrix units torch's fused kernel takes 1.6 times as long as plain matrix products, here of
+    some queries at a time so that the scores stay in the cache.
+    """
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+    if not plain or min(q.shape[2], k.shape[2]) < MANY or torch.cpu._is_amx_tile_supported():
+        return F.scaled_dot_product_attention(q, k, v)
+    q, keys = q * q.shape[-1] ** -0.5, k.transpose(-1, -2)
+    size = max(1, SCORES // math.prod((*q.shape[:2], k.shape[2])))
+    return torch.cat([torch.softmax(part @ keys, dim=-1) @ v for part in q.split(size, dim=2)], dim=2)
 
 
 class Attention(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .norm import group_norm, normalise
+from .winograd import TWICE, convolve, derived, pays, run
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Callable[..., Tensor]] = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -80,10 +81,10 @@ class Residual(nn.Module):
         h = silu(normalise(x, self.norm1))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = silu(normalise(self.conv1(h), self.norm2, modulation))
+        h = silu(normalise(convolve(self.conv1, h), self.norm2, modulation))
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        return self.conv2(h).add_(self.skip(x))
+        return convolve(self.conv2, h).add_(self.skip(x))
 
 
 class Down(nn.Module):
@@ -109,14 +110,25 @@ class Up(nn.Module):
         self.dims = dims
         self.conv = conv(dims, channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return TRANSPOSED[self.dims](x, self.weight(), self.conv.bias, stride=2, padding=1)
+    def forward(self, x: Tensor, halo: bool = False) -> Tensor:
+        """x [B, C, *spatial] -> twice the size; `halo`: x has its neighbours along the first axis."""
+        if pays(self.conv, x):
+            return run(TWICE, x, derived(self.conv, TWICE.transformed), self.conv.bias, halo)
+        # with one voxel more at both ends the first three and last three planes belong to the neighbours
+        sides = (1 + 2 * halo, *(1,) * (self.dims - 1))
+        return TRANSPOSED[self.dims](x, self.weight(), self.conv.bias, stride=2, padding=sides)
 
     def weight(self) -> Tensor:
         """The weight of the transposed convolution, [in, out, 4, ...], channels-last."""
-        taps = self.conv.weight.transpose(0, 1).movedim(1, -1).flatten(1, -2)  # [in, 3^dims, out]
-        taps = torch.matmul(taps.new_tensor(merge(self.dims)), taps)
-        return taps.unflatten(1, (4,) * self.dims).movedim(-1, 1)
+        return derived(self.conv, merged)
+
+
+def merged(weight: Tensor) -> Tensor:
+    """The weight of a convolution after upsampling -> that of the transposed convolution without it."""
+    dims = weight.ndim - 2
+    taps = weight.transpose(0, 1).movedim(1, -1).flatten(1, -2)  # [in, 3^dims, out]
+    taps = torch.matmul(taps.new_tensor(merge(dims)), taps)
+    return taps.unflatten(1, (4,) * dims).movedim(-1, 1)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import InputError
+from .attention import weighted
 from .blocks import zero
 from .embed import full_precision, sinusoidal
 
@@ -140,7 +141,7 @@ class Block(nn.Module):
         else:
             q, k, v = heads.permute(3, 0, 1, 4, 2, 5).flatten(1, 2)
             q, k = rotated(q, angles), rotated(k, angles)
-            mixed = F.scaled_dot_product_attention(q, k, v).unflatten(0, (b, s)).transpose(2, 3)
+            mixed = weighted(q, k, v).unflatten(0, (b, s)).transpose(2, 3)
         return mixed.reshape(b, s, t, -1)
 
 

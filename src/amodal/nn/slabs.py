@@ -8,17 +8,17 @@ layer in one, with gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import TRANSPOSED, Residual, Up, silu
+from . import winograd
+from .blocks import Residual, Up, silu
 from .layout import CHANNELS_LAST
 from .norm import normalise, rows
 
-CONVOLVE: dict[int, Callable[..., Tensor]] = {2: F.conv2d, 3: F.conv3d}
 BUDGET = {"cpu": 1 << 23}  # values: few enough for the allocator to reuse their memory
 ELSEWHERE = 1 << 26  # a GPU wants large pieces
 PIECE = 1 << 19  # values summed at a time for means and variances, at most
@@ -65,15 +65,15 @@ def convolve(
     """
     if not budget:
         h = x if norm is None else silu(normalise(x, norm))
-        return layer(h) if add is None or skip is None else layer(h).add_(skip(add))
+        h = winograd.convolve(layer, h)
+        return h if add is None or skip is None else h.add_(skip(add))
     known = None if norm is None else statistics(x, norm)
     stride, kernel, padding = layer.stride[0], layer.kernel_size[0], int(layer.padding[0])
     size = (x.shape[2] + 2 * padding - kernel) // stride + 1
     out = add if isinstance(skip, nn.Identity) else None
     for first, last in spans(size, x, budget // stride, layer.out_channels / stride ** (x.ndim - 3)):
         part = cut(x, first * stride - padding, (last - 1) * stride - padding + kernel, known)
-        sides = (0, *layer.padding[1:])
-        part = CONVOLVE[x.ndim - 2](part, layer.weight, layer.bias, layer.stride, sides)
+        part = winograd.convolve(layer, part, halo=True)
         if add is not None and skip is not None:
             part.add_(skip(add[:, :, first:last]))
         out = buffer(part, size) if out is None else out
@@ -94,12 +94,9 @@ def upsample(block: Up, x: Tensor, budget: int) -> Tensor:
     """block(x), twice the size."""
     if not budget:
         return block(x)
-    weight, out, size = block.weight(), None, 2 * x.shape[2]
+    out, size = None, 2 * x.shape[2]
     for first, last in spans(x.shape[2], x, budget, block.conv.out_channels * 2 ** (x.ndim - 2)):
-        part = cut(x, first - 1, last + 1)
-        # with one voxel more at both ends the first three and last three planes belong to the neighbours
-        sides = (3, *(1,) * (x.ndim - 3))
-        part = TRANSPOSED[x.ndim - 2](part, weight, block.conv.bias, 2, sides)
+        part = block(cut(x, first - 1, last + 1), halo=True)
         out = buffer(part, size) if out is None else out
         out[:, :, 2 * first : 2 * last] = part
     assert out is not None
