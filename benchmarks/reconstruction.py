@@ -32,7 +32,7 @@ from amodal.data.phantom import PhantomConfig, subject, to_study
 from amodal.metrics.image import psnr, ssim
 from amodal.model import Model, load
 from amodal.model.reconstruct import scale
-from amodal.physics import classic
+from amodal.physics import classic, stacking
 from amodal.physics.coils import birdcage
 from amodal.physics.linear import mask
 from amodal.physics.masks import MASKS
@@ -166,18 +166,30 @@ def real(model: Model, file: Path, target: str) -> list[dict[str, Any]]:
     plain = {name: make(part) for name, make in classic.ALL.items()}
     rows: list[dict[str, Any]] = [{"method": name, "error": error(image)} for name, image in plain.items()]
     rows += [{"method": f"|{name}|", "error": error(phased(part, image.abs()))} for name, image in plain.items()]
-    turned = oriented(part, True, (True, True))  # X runs from front to back, Y from right to left
-    size = turned.kspace.shape[-2:]
+    # X runs from front to back, Y from right to left
+    size = (part.kspace.shape[-1], part.kspace.shape[-2])
     whole = [-(-n // 16) * 16 for n in size]
     corner = ((whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2)
-    turned = dataclasses.replace(turned, corner=corner)
     empty = torch.full((1, len(model.modalities), *whole), -1.0)
+
+    def magnitudes(some: Measurement, samples: int, changes: dict[str, Any]) -> Tensor:
+        turned = dataclasses.replace(oriented(some, True, (True, True)), corner=corner)
+        made = sampled(model, empty, turned, target, (), samples, **changes)
+        made = made[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+        return made.flip((-1, -2)).transpose(-1, -2)
+
     for name, changes in FAST.items():
         for samples in (1, 4):
-            made = sampled(model, empty, turned, target, (), samples, **changes)
-            made = made[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
-            image = phased(part, made.flip((-1, -2)).transpose(-1, -2))
-            rows.append({"method": f"{name}, mean of {samples}", "error": error(image)})
+            made = magnitudes(part, samples, changes)
+            rows.append({"method": f"{name}, mean of {samples}", "error": error(phased(part, made))})
+            if name == "MDS":  # `--validate`: other samples are kept back from what is left
+                rest, back = stacking.keep_back(part, 1)
+                tried = stacking.blends(rest, magnitudes(rest, samples, changes))
+                weight = stacking.errors(part, back, tried)[1]
+                final = stacking.blends(part, made)[weight]
+                rows.append(
+                    {"method": f"{name}, mean of {samples}, validated", "error": error(final), "weight": weight}
+                )
     for line in rows:
         line["error"] = round(line["error"], 4)
         print(f"real k-space: {line['method']:18} error of kept-back samples {line['error']:.3f}", flush=True)

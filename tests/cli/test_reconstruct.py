@@ -62,6 +62,19 @@ def test_kspace_and_clean_images_in_an_image_out(study, tmp_path):
     assert json.loads(record.read_text())["subjects"][0]["status"] == "done"
 
 
+def test_samples_kept_back_say_how_far_the_model_is_trusted(study, tmp_path):
+    folder, truth, _ = study
+    out = tmp_path / "out"
+    words = [folder / "FLAIR.npy", out, "--modality", "FLAIR", "--with", folder / "bids", "--steps", "3", "--validate"]
+    assert main(["reconstruct", *map(str, words), "--quiet"]) == 0
+    (path,) = out.glob("sub-*/anat/*_desc-synth_FLAIR.nii.gz")
+    kept = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())["Synthetic"]["KeptBack"]
+    assert min(kept["L1Wavelet"], kept["Model"]) > 0 and 0 < kept["Error"] < 1.1 * kept["L1Wavelet"]
+    assert nearness(path, truth) > 20
+    (page,) = out.glob("sub-*.html")
+    assert "samples kept back" in page.read_text()
+
+
 def test_complete_takes_kspace_beside_images(study, tmp_path):
     folder, truth, _ = study
     out = tmp_path / "out"

@@ -23,6 +23,10 @@ def reconstruct(
     sampler: options.Sampler = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples to draw; above 1 also their voxelwise SD.")] = 1,
     steps: options.Steps = None,
+    validate: Annotated[
+        bool,
+        typer.Option(help="Trust the model as far as it predicts samples kept back; twice the time."),
+    ] = False,
     voxel: Annotated[
         tuple[float, float, float] | None,
         typer.Option(metavar="X Y Z", help="Voxel size in mm, where neither file nor study says it."),
@@ -61,6 +65,7 @@ def reconstruct(
         sampler=sampler,
         samples=samples,
         steps=steps,
+        validate=validate,
         voxel=voxel,
         orientation=orientation,
         device=device,

@@ -41,6 +41,7 @@ class Job:
     sampler: str | None = None
     samples: int = 1
     steps: int | None = None
+    validate: bool = False
     voxel: Sequence[float] | None = None
     orientation: str | None = None
     device: str = "auto"
@@ -118,7 +119,7 @@ def run(job: Job) -> Record:
         with console.progress(f"{ready.source.label}: {', '.join(scans)}", job.quiet) as tick:
             done = making.reconstruct(
                 ready.model, scans, reference, study, ready.missing, job.samples, job.seed,
-                steps=job.steps, sampler=job.sampler, progress=tick,
+                steps=job.steps, sampler=job.sampler, validate=job.validate, progress=tick,
             )  # fmt: skip
         entry.warnings += done.full.notes
         entry.outputs += map(str, _write(ready, done, reference))
@@ -162,6 +163,7 @@ def _sidecar(ready: Ready, done: making.Reconstruction, name: str) -> dict[str, 
             **full.provenance,
             "Units": "those of the k-space" if measured else "see the model",
             "Residual": {NAMES.get(k, k): round(v, 3) for k, v in done.misfits.get(name, {}).items()},
+            **({"KeptBack": _kept(done, name)} if name in done.kept else {}),
             "InputSHA256": {m: sha256(path) for m, path in inputs.items()},
             "Preprocessing": list(full.notes),
             "CommandLine": shlex.join(["amodal", *sys.argv[1:]]),
@@ -178,7 +180,19 @@ def checks(done: making.Reconstruction) -> dict[str, str]:
         others = ", ".join(f"{NAMES.get(k, k)} {v:.2f}" for k, v in found.items() if k != "model")
         state = "pass" if found["model"] <= FAR else "warn"
         out[f"{name}: residual"] = f"{state}: {found['model']:.2f} times the noise, best is 1 ({others})"
+    for name in done.kept:
+        found = _kept(done, name)
+        words = f"predicted with an error of {found['Error']:.3f} (L1-wavelet alone {found['L1Wavelet']:.3f})"
+        state = "pass" if found["WeightOfModel"] else "warn"
+        out[f"{name}: samples kept back"] = f"{state}: {words}, by a weight of {found['WeightOfModel']:g} of the model"
     return out
+
+
+def _kept(done: making.Reconstruction, name: str) -> dict[str, float]:
+    """Relative errors of the samples kept back, and the weight of the model's image that they led to."""
+    errors, weight = done.kept[name]
+    return {"WeightOfModel": weight, "Error": round(errors[weight], 4), "L1Wavelet": round(errors[0.0], 4),
+            "Model": round(errors[1.0], 4)}  # fmt: skip
 
 
 def _page(ready: Ready, done: making.Reconstruction, files: Mapping[str, Path], reference: Volume) -> Page:

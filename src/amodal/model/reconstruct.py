@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from ..data.intensity import Window
 from ..data.kspace import KSpace
 from ..data.volume import Study, Volume, same_grid
 from ..methods import METHODS
-from ..physics import classic
+from ..physics import classic, stacking
 from ..physics.prepare import misfit, oriented, settle
 from .system import Completion, Model, _moments
 
@@ -34,15 +34,24 @@ TASK = "reconstruction"
 ANY = (0.05, 100.0)  # mm: voxels of k-space stay as they are, whatever their size
 
 
+class Kept(NamedTuple):
+    """The relative error of samples kept back by the weight of the model's image, and the weight it was given."""
+
+    errors: Mapping[float, float]
+    weight: float
+
+
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
     """`full`: the completed study. By measured modality: `scans`, as they were used; `beside`, reconstructions without
-    the model, magnitudes [X, Y, Z] on the reference's grid; `misfits`, ||A x - y|| over the noise by method, best 1."""
+    the model, magnitudes [X, Y, Z] on the reference's grid; `misfits`, ||A x - y|| over the noise by method, best 1;
+    `kept`, where it was validated, what the samples kept back say."""
 
     full: Completion
     scans: Mapping[str, Measurement]
     beside: Mapping[str, Mapping[str, np.ndarray]]
     misfits: Mapping[str, Mapping[str, float]]
+    kept: Mapping[str, Kept] = field(default_factory=dict)
 
 
 def check(model: Model, measured: Sequence[str], made: Sequence[str] = ()) -> None:
@@ -76,12 +85,13 @@ def home(kspace: KSpace, study: Study | None, spacing: Sequence[float] | None, o
 def reconstruct(
     model: Model, measured: Mapping[str, KSpace], reference: Volume, study: Study | None = None,
     missing: Sequence[str] = (), samples: int = 1, seed: int = 0, *, steps: int | None = None,
-    sampler: str | None = None, progress: Progress | None = None,
+    sampler: str | None = None, validate: bool = False, progress: Progress | None = None,
 ) -> Reconstruction:  # fmt: skip
     """Images of the measured modalities, and of `missing` ones, from k-space and the clean images of a study.
 
     All lie on the grid of `reference` (see `home`). With `samples` K > 1 the images are the mean of K draws, `spread`
-    their SD. The same seed gives the same image.
+    their SD. The same seed gives the same image. With `validate` samples that are kept back from a second run decide
+    how far the model's image is trusted beside L1-wavelet's (see `physics.stacking`).
     """
     began = time.perf_counter()
     check(model, tuple(measured), tuple(missing))
@@ -97,9 +107,26 @@ def reconstruct(
         notes += [f"{name}: {note}" for note in (*kspace.notes, *said)]
     method = model._with(posterior=sampler)
     method.config = method.measuring(steps, samples)
-    draws = [_draw(model, method, given, frame, scans, seed, k, share(progress, k, samples)) for k in range(samples)]
-    mean, spread = _moments(draws)
+    runs = samples * (1 + validate)
+
+    def draw(scans: Mapping[str, Measurement], first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        ticks = [share(progress, first + k, runs) for k in range(samples)]
+        return _moments([_draw(model, method, given, frame, scans, seed, k, tick) for k, tick in enumerate(ticks)])
+
+    mean, spread = draw(scans)
     windows = {name: Window(*scan.window) for name, scan in scans.items()}
+    finals = {name: _magnitudes(model, mean, scan, name) for name, scan in scans.items()}
+    kept: dict[str, Kept] = {}
+    if validate:
+        parts = {name: stacking.keep_back(scan, seed) for name, scan in scans.items()}
+        again, _ = draw({name: rest for name, (rest, _) in parts.items()}, samples)
+        for name, (rest, held) in parts.items():
+            tried = stacking.blends(rest, _magnitudes(model, again, rest, name))
+            kept[name] = Kept(*stacking.errors(scans[name], held, tried))
+            if stacking.lines(held):
+                notes.append(f"{name}: whole lines were kept back, which widens the gaps: the weight errs to caution.")
+            finals[name] = stacking.blends(scans[name], finals[name])[kept[name].weight]
+            _replace(mean[model.modalities.index(name)], finals[name].abs(), scans[name])
     full = _completion(
         model, given, made, reference, frame, windows, (mean, spread), samples,
         model.provenance(method, samples, seed), tuple(notes), began,
@@ -108,10 +135,9 @@ def reconstruct(
     for name, scan in scans.items():
         images = {key: _slices(make, scan) for key, make in classic.ALL.items()}
         beside[name] = {key: _leave(image.abs(), scan, frame) for key, image in images.items()}
-        own = torch.from_numpy(mean[model.modalities.index(name)]).movedim(-1, 0)
-        images["model"] = windows[name].leave(2 * _native(own, scan) - 1)
+        images["model"] = finals[name]
         misfits[name] = {key: float(misfit(scan, image).square().mean().sqrt()) for key, image in images.items()}
-    return Reconstruction(full, scans, beside, misfits)
+    return Reconstruction(full, scans, beside, misfits, kept)
 
 
 def _frame(reference: Volume, grid: Grid, given: Study) -> Frame:
@@ -177,6 +203,19 @@ def _native(images: Tensor, scan: Measurement) -> Tensor:
     """The part of the network's images [Z, X, Y] that was measured."""
     (i, j), (a, b) = scan.corner, scan.kspace.shape[-2:]
     return images[..., i : i + a, j : j + b].to(scan.kspace.device)
+
+
+def _magnitudes(model: Model, made: np.ndarray, scan: Measurement, name: str) -> Tensor:
+    """The model's image of a modality on the measurement's grid, in the units of the k-space: [Z, X, Y]."""
+    own = torch.from_numpy(made[model.modalities.index(name)]).movedim(-1, 0)
+    return Window(*scan.window).leave(2 * _native(own, scan) - 1)
+
+
+def _replace(made: np.ndarray, images: Tensor, scan: Measurement) -> None:
+    """Puts magnitudes [Z, X, Y] in place of what the network made, [X, Y, Z] in [0, 1]."""
+    (i, j), (a, b) = scan.corner, images.shape[-2:]
+    low, high = scan.window
+    made[i : i + a, j : j + b] = ((images - low) / (high - low)).float().cpu().movedim(0, -1).numpy()
 
 
 def _leave(images: Tensor, scan: Measurement, frame: Frame) -> np.ndarray:
