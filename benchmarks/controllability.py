@@ -4,8 +4,9 @@ measured, beside what it should leave alone.
     python benchmarks/controllability.py --model RUN [--seeds 4] [--flags 16] [--steps 20] [--guidance 2] [--out OUT]
 
 For models of the virtual cohort, where the truth is known. The share of each voxel that is fluid is a polynomial of the
-images, fitted on virtual subjects that no model was trained on and checked on others; the correlation with the truth is
-printed and kept. A lesion is what is much brighter than the brain's median in FLAIR.
+images, fitted on virtual subjects that no model was trained on and checked on others: the correlation with the truth
+is printed and kept, and that with the age of virtual subjects of whom nothing else is changed, as they are and blurred.
+A lesion is what is much brighter than the brain's median in FLAIR.
 
     age      30 to 85      fluid, in all and deep in the brain: correlation with the request, ml a decade; the cohort's
     sex      F, M          size of the brain: difference in per cent, beside the cohort's own
@@ -38,6 +39,7 @@ from amodal.model import Model, load
 BRAIN, DEEP = 0.15, 8.0  # of white, brighter is brain; mm
 BASE = {"age": 55, "sex": "F", "tumour": "no", "ms": "no"}
 AGES = tuple(range(30, 86, 5))
+AGED = (30, 50, 70, 85)
 FIRST = 10  # noise
 MODALITIES = ("T1w", "T2w", "FLAIR")  # that are made and read
 BRIGHT, SMOOTH = 1.5, 0.7  # times the median, voxels
@@ -113,11 +115,26 @@ def truth(one: Person, voxel: float) -> tuple[float, float]:
     return tuple(float(one.shares["fluid"][w].sum()) * voxel**3 / 1000 for w in (deep | True, deep))  # type: ignore
 
 
-def virtual(index: int, model: Model) -> Person:
-    """Virtual subject `index`, of a seed that no model was trained on; images in [-1, 1]."""
-    made = person(index, SEED, model.grid.size, model.grid.spacing[0][0])
+def virtual(index: int, model: Model, age: float | None = None) -> Person:
+    """Virtual subject `index`, of a seed that no model was trained on; images in [-1, 1]. `age`: not its own."""
+    made = person(index, SEED, model.grid.size, model.grid.spacing[0][0], age=age)
     images = {m: Window.of(x, model.grid.percentiles).enter(x) for m, x in made.images.items()}
     return dataclasses.replace(made, images=images)
+
+
+def ageing(reader: Reader, model: Model, subjects: Sequence[int]) -> dict[str, float]:
+    """Mean correlation of what is read with age where nothing but the age of a virtual subject changes, of its images
+    as they are and blurred by a voxel."""
+    found: dict[str, list[float]] = {}
+    for index in subjects:
+        rows = []
+        for age in AGED:
+            images = virtual(index, model, age).images
+            soft = {m: ndimage.gaussian_filter(x, 1.0) for m, x in images.items()}
+            rows.append([reader.measure(x)[name] for x in (images, soft) for name in ("fluid", "deep fluid")])
+        for name, values in zip(("fluid", "deep fluid", "fluid, blurred", "deep fluid, blurred"), zip(*rows)):
+            found.setdefault(name, []).append(float(np.corrcoef(AGED, values)[0, 1]))
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def generated(model: Model, row: Mapping[str, Any], seed: int, steps: int) -> dict[str, np.ndarray]:
@@ -154,13 +171,21 @@ def sweeps(
     values: dict[str, Sequence[Any]] = {"age": AGES, "sex": ("F", "M"), "tumour": ("no", "yes"), "ms": ("no", "yes")}
     known = model.method.config.schema
     found: dict[str, Sweep] = {}
+    kept: dict[str, dict[str, float]] = {}  # what BASE asks for is asked by every field
+
+    def read(row: Mapping[str, Any], seed: int) -> dict[str, float]:
+        key = json.dumps([row, seed])
+        if key not in kept:
+            kept[key] = reader.measure(generated(model, row, seed, steps))
+        return kept[key]
+
     for field, choices in values.items():
         if known.place(field) is None:
             continue
         found[field] = {}
         for value in choices:
             row, count = {**BASE, field: value}, seeds if field == "age" else flags
-            found[field][str(value)] = [reader.measure(generated(model, row, FIRST + k, steps)) for k in range(count)]
+            found[field][str(value)] = [read(row, FIRST + k) for k in range(count)]
             tell(f"{field}={value}")
     return found
 
@@ -226,23 +251,25 @@ def picture(found: dict[str, Sweep], table: dict[str, dict[str, Any]], path: Pat
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--flags", type=int, default=16, help="noises of all fields but age")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument(
-        "--subjects",
-        type=int,
-        default=32,
-        help="virtual subjects that the reader is fitted to; half as many more check it",
-    )
+    fitted = "virtual subjects that the reader is fitted to; half as many more check it"
+    parser.add_argument("--subjects", type=int, default=32, help=fitted)
+    parser.add_argument("--aged", type=int, default=3, help="of those that check, how many are tried at other ages")
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--texture", type=float)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "controllability")
-    choice = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    choice = options()
     model = load(choice.model, device=choice.device)
     changed = {name: getattr(choice, name) for name in ("guidance", "texture") if getattr(choice, name) is not None}
     model.method.config = dataclasses.replace(model.method.config, **changed)
@@ -254,6 +281,8 @@ def main() -> None:
     pairs = zip(("fluid", "deep fluid"), zip(*(truth(p, voxel) for p in unseen)))
     exact = {name: float(np.corrcoef([m[name] for m, _ in there], v)[0, 1]) for name, v in pairs}
     print(f"as read against the truth on {len(unseen)} unseen virtual subjects, correlation: {exact}")
+    aged = ageing(reader, model, range(choice.subjects, choice.subjects + choice.aged))
+    print(f"as read against age where nothing else changes, correlation: {aged}")
     found = sweeps(model, reader, choice.seeds, choice.flags, choice.steps, lambda what: print(what, flush=True))
     table = report(found, real)
     for field, row in table.items():
@@ -265,6 +294,7 @@ def main() -> None:
         "steps": choice.steps,
         "subjects": choice.subjects,
         "reader": exact,
+        "reader, ageing": aged,
     }
     config = model.method.config
     about |= {"guidance": config.guidance, "texture": config.texture, "weights": model.sha256}

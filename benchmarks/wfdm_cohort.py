@@ -1,7 +1,7 @@
 """WFDM's generated cohort beside the real one: Frechet distance, MMD, diversity, copies (the paper's Tables 4 and 5).
 
     python benchmarks/wfdm_cohort.py --training RUN --model "rectified flow, 50 steps=RUN" --subjects 24
-    python benchmarks/wfdm_cohort.py --model "DDPM, 1000 steps=RUN2" --subjects 8
+    python benchmarks/wfdm_cohort.py --model "DDPM, 1000 steps=RUN2" --model "rectified flow, 50 steps=RUN" --subjects 8
 
 For every one of so many virtual subjects that nothing was trained on a subject is generated as its row of the table
 asks (age, sex, tumour, ms), all modalities. The cohorts meet, by modality and pooled, in the features of a fixed
@@ -51,8 +51,8 @@ def real(model: Model, count: int) -> tuple[Cohort, list[dict[str, Any]]]:
 
 def generated(
     model: Model, rows: Sequence[Mapping[str, Any]], keep: Path, changed: Mapping[str, Any]
-) -> tuple[Cohort, float]:
-    """A subject for each row, and seconds a volume (of those made now)."""
+) -> tuple[Cohort, float | None]:
+    """A subject for each row, and seconds a volume (of those made now; None if all were kept)."""
     out: Cohort = {m: {} for m in model.modalities}
     method, spent = model._with(**changed), []
     keep.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def generated(
         stack = np.load(path, allow_pickle=False).astype(np.float32)
         for m, x in zip(model.modalities, stack):
             out[m][f"synth{index + 1:03d}"] = (x + 1) / 2
-    return out, float(np.mean(spent)) if spent else float("nan")
+    return out, float(np.mean(spent)) if spent else None
 
 
 def coded(model: Model, cohort: Cohort) -> Cohort:
@@ -178,7 +178,8 @@ def main() -> None:
             "generated": compare(made, there), "codec": compare(coded(model, there), there),
             "copies": copies(made, choice.training, there) if choice.training else {},
         }  # fmt: skip
-        print(f"{name}: {choice.subjects} subjects, {seconds:.2f} s a volume")
+        told = "kept volumes" if seconds is None else f"{seconds:.2f} s a volume"
+        print(f"{name}: {choice.subjects} subjects, {told}")
         table(result["generated"])
         print("the real ones through the codec:")
         table(result["codec"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,12 @@ class Person:
 
 def person(
     index: int, seed: int, shape: Sequence[int], spacing: float, modalities: Sequence[str] = MODALITIES,
-    tumour: float = 0.4, lesions: float = 0.4,
+    tumour: float = 0.4, lesions: float = 0.4, age: float | None = None,
 ) -> Person:  # fmt: skip
-    """Virtual subject `index` of a seed."""
+    """Virtual subject `index` of a seed. `age`: in place of its own; all else about it stays."""
     fine = tuple(2 * n for n in shape)
     config = PhantomConfig(fine, spacing / 2, tuple(modalities), tumour=tumour, lesions=lesions)  # type: ignore[arg-type]
+    config = config if age is None else replace(config, age=(age, age))
     made = subject(index, seed, config)
     images = {m: coarse((Window.of(x).enter(x) + 1) * (TOP / 2)) for m, x in made.images.items()}
     shares = {

@@ -223,6 +223,26 @@ def test_an_audit_by_the_command(run, five, cohort, model, tmp_path):
     assert set(json.loads((tmp_path / "out" / "audit.json").read_text())["audits"]) == {"T1w", "T1Gd", "T2w", "FLAIR"}
 
 
+def test_a_generated_cohort_is_audited_by_the_command(run, cohort, tmp_path):
+    made, model, tiny = tmp_path / "made", tmp_path / "model", ["--preset", "tiny", "--precision", "fp32"]
+    assert run("train", "wfdm", cohort, "--out", model, *tiny, "--steps", 1, "--batch", 2, "--quiet")[0] == 0
+    assert run("generate", made, "--model", model, "-n", 2, "--steps", 1, "--modality", "FLAIR", "--quiet")[0] == 0
+    learned = json.loads((model / "cache" / "index.json").read_text())["studies"][0]["label"]
+    copied = made / "sub-synth0002" / "anat" / "sub-synth0002_desc-synth_FLAIR.nii.gz"
+    shutil.copyfile(cohort / learned / "anat" / f"{learned}_FLAIR.nii.gz", copied)
+    code, said, _ = run("evaluate", made, "--audit", model, "--dry-run")
+    assert code == 0 and f"would evaluate {model} on 2 of 2 subjects" in said.replace("\n", " ")
+    for name, real in (("run", model), ("data", cohort)):
+        out = tmp_path / name
+        code, said, err = run("evaluate", made, "--audit", real, "--model", model, "--out", out)
+        assert (code, err) == (0, "") and "FLAIR: " in said
+        (audit,) = json.loads((out / "audit.json").read_text())["audits"].values()
+        near = {n["generated"].split()[0]: n for n in audit["spaces"][0]["neighbours"]}
+        assert near["sub-synth0002"]["copy"] and near["sub-synth0002"]["training"] == f"{learned} FLAIR"
+        assert near["sub-synth0002"]["distance"] < 0.01 and not near["sub-synth0001"]["copy"]
+        assert (out / "privacy.html").is_file()
+
+
 def test_workers_do_not_change_the_table(run, cohort, model, tmp_path):
     (tmp_path / "raw").mkdir()
     for subject in ("sub-001", "sub-002", "sub-003"):

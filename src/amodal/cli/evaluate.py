@@ -81,7 +81,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="TRAINING",
-            help="Are training images given back? The data the model was trained on, or its run folder.",
+            help="Are training images given back? The data the model was trained on, or its run folder. DATASET: "
+            "subjects it never saw, which are completed, or a dataset that `amodal generate` made.",
             rich_help_panel=_MORE,
         ),
     ] = None,
@@ -122,9 +123,10 @@ def evaluate(
     if dataset is None:
         raise InputError("DATASET is missing; give a dataset with complete subjects, or --compare two results.json.")
     job = evidence.Job(
-        dataset=dataset, models=tuple(model or ("default",)), out=out, patterns=patterns, steps=steps, samples=samples,
-        calibrate=calibrate, protocol=protocol, subjects=subjects, other_data=allow_other_data, downstream=downstream,
-        labels=labels, iterations=iterations, audit=audit, features=features, workers=workers, device=device,
-        precision=precision, seed=seed, overwrite=overwrite, quiet=quiet, report=report,
+        dataset=dataset, models=tuple(model or evidence.usual(dataset, audit)), out=out, patterns=patterns,
+        steps=steps, samples=samples, calibrate=calibrate, protocol=protocol, subjects=subjects,
+        other_data=allow_other_data, downstream=downstream, labels=labels, iterations=iterations, audit=audit,
+        features=features, workers=workers, device=device, precision=precision, seed=seed, overwrite=overwrite,
+        quiet=quiet, report=report,
     )  # fmt: skip
     return evidence.describe_job(job) if dry_run else evidence.run(job)

@@ -20,6 +20,7 @@ from ..data.bids import read_description
 from ..data.volume import Source, Study
 from ..evaluate import TRUST, Plan, Protocol, Table, parse_patterns
 from ..evaluate import evaluate as trust_test
+from ..evaluate.audit import generated_in, of_nobody
 from ..evaluate.generation import GENERATE
 from ..evaluate.paired import Paired
 from ..evaluate.protocols import chosen, named
@@ -64,13 +65,19 @@ class Job:
     report: Path | None = None
 
 
+def usual(dataset: Path, audit: Path | None) -> tuple[str, ...]:
+    """The model that is evaluated unless one is named: of subjects of nobody that of the run that made them."""
+    own = audit is not None and is_model(audit) and generated_in(dataset)
+    return (str(audit),) if own else ("default",)
+
+
 def check(job: Job) -> tuple[list[Source], Model, Plan]:
     """All that can be known before anything is read: the subjects, the model, and how it is run."""
     if sum(map(bool, (job.downstream, job.audit, job.protocol))) > 1:
         raise InputError("--downstream, --audit and --protocol are evaluations of their own; ask for one at a time.")
     if len(set(job.models)) < len(job.models):
         raise InputError(f"--model {job.models[0]} was given twice; name each model once.")
-    sources = layouts.find(job.dataset)
+    sources = (generated_in(job.dataset) if job.audit else []) or layouts.find(job.dataset)
     model, *others = (load(name, device=job.device, precision=job.precision) for name in job.models)
     protocol = TRUST
     if job.protocol:
@@ -100,7 +107,9 @@ def _plan(job: Job, protocol: Protocol, beside: dict[str, Model]) -> Plan:
 
 
 def _usable(job: Job, sources: Sequence[Source], model: Model) -> list[Source]:
-    """The subjects with something to hide and something to start from."""
+    """The subjects with something to hide and something to start from; all, if they are nobody."""
+    if of_nobody(sources):
+        return list(sources)
     alone = tuple(model.modalities) == ("cine",)  # of one stack slices are hidden
     useful = [s for s in sources if s.problem or len(set(s.files) & set(model.modalities)) > (0 if alone else 1)]
     if not useful:
@@ -131,7 +140,8 @@ def run(job: Job) -> int:
     if job.downstream:
         return trials.downstream(job, sources, model, plan.data)
     if job.audit:
-        return trials.audit(job, sources, model, plan.data)
+        examine = trials.audit_generated if of_nobody(sources) else trials.audit
+        return examine(job, sources, model, plan.data)
     if plan.protocol.patterns == GENERATE:
         return trials.generation(job, sources, model, plan)
     asked = {"dataset": str(job.dataset), "models": job.models, "patterns": job.patterns, "seed": job.seed}

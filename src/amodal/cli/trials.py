@@ -11,6 +11,7 @@ from ..core.errors import InputError
 from ..data.dataset import INDEX, Cache
 from ..data.volume import Source, Study
 from ..evaluate.audit import audit as examine
+from ..evaluate.audit import audit_generated as examine_generated
 from ..evaluate.downstream import Task
 from ..evaluate.downstream import downstream as train_arms
 from ..evaluate.generation import generation as compare_cohorts
@@ -18,6 +19,7 @@ from ..evaluate.labels import find_labels, parse_regions, read_labels, same_kind
 from ..evaluate.patterns import parse_patterns
 from ..evaluate.plan import Plan
 from ..metrics.extractors import TABLE, Extractor, load
+from ..metrics.privacy import Audit
 from ..metrics.statistics import summarise
 from ..model import Model
 from ..preprocess.align import prepare
@@ -73,12 +75,28 @@ def generation(job: Job, sources: list[Source], model: Model, plan: Plan) -> int
 def audit(job: Job, sources: list[Source], model: Model, data: str) -> int:
     """Whether training images are given back, by modality, in words."""
     assert job.audit is not None
-    training = _cache(job.audit, model, job)
+    training, _ = _trained(job.audit, model, job)
     with console.progress(f"auditing {len(sources)} subjects", job.quiet) as tick:
         found, failed = examine(
             sources, model, training, job.out, prepare=prepare, extractor=extractor(job.features), steps=job.steps,
             seed=job.seed, data=data, progress=tick,
         )  # fmt: skip
+    return _audited(found, failed, job)
+
+
+def audit_generated(job: Job, sources: list[Source], model: Model, data: str) -> int:
+    """Whether subjects of nobody are somebody, by modality, in words."""
+    assert job.audit is not None
+    training, unseen = _trained(job.audit, model, job)
+    with console.progress(f"auditing {len(sources)} generated subjects", job.quiet) as tick:
+        found, failed = examine_generated(
+            sources, training, job.out, unseen=unseen, prepare=prepare, extractor=extractor(job.features),
+            seed=job.seed, data=data, progress=tick,
+        )  # fmt: skip
+    return _audited(found, failed, job)
+
+
+def _audited(found: Mapping[str, Audit], failed: Mapping[str, str], job: Job) -> int:
     for name, one in found.items():
         alarms = [v for v in one.verdicts if v.good is False]
         unsaid = sum(v.good is None for v in one.verdicts)
@@ -102,16 +120,17 @@ def extractor(given: str | None) -> Extractor:
     return load(name, path if found else None)
 
 
-def _cache(place: Path, model: Model, job: Job) -> Cache:
-    """The volumes trained on: of a run's folder as they were, or read again from a data set."""
+def _trained(place: Path, model: Model, job: Job) -> tuple[Cache, Cache | None]:
+    """The volumes trained on, of a run's folder as they were, or read again from a data set; and those of the run that
+    were held out, if there are any."""
     from ..data import layouts
 
     if (place / "cache" / INDEX).is_file():
         training = Cache.open(place / "cache")
         held = [name for name in model.card.get("training", {}).get("held_out", ()) if name in training.labels]
-        return training.without(*held)
+        return training.without(*held), training.only(*held) if held else None
     studies = (prepare(source) for source in layouts.find(place))
-    return Cache.build(studies, model.grid, model.modalities, job.out / "training", overwrite=True)
+    return Cache.build(studies, model.grid, model.modalities, job.out / "training", overwrite=True), None
 
 
 def _end(failed: Mapping[str, str], job: Job) -> int:

@@ -1,11 +1,15 @@
-"""Does a model give its training images back? Completions of subjects it never saw beside what it was trained on.
+"""Does a model give its training images back? What it made beside what it was trained on, by modality.
 
-Every modality of every subject is hidden once and made; the volumes of one modality then meet those of the training set
-and the truths of the same subjects (`metrics.privacy`). Membership is also tried by the loss of the model's last stage.
+`audit`: completions of subjects it never saw. Every modality of every subject is hidden once and made; the volumes of
+one modality then meet those of the training set and the truths of the same subjects (`metrics.privacy`). Membership is
+also tried by the loss of the model's last stage.
+`audit_generated`: a dataset of nobody, as `amodal generate` writes it; read as studies, on the grid of the training set
+and in windows found as there.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.contract import Batch, Progress
+from ..core.config import from_dict
+from ..core.contract import Batch, Grid, Progress
 from ..core.errors import AmodalError, InputError
+from ..data import bids
 from ..data.dataset import Cache
 from ..data.frame import Frame
 from ..data.volume import Source, Study
@@ -29,6 +35,7 @@ from . import store
 from .plan import environment
 
 SLICES = 4  # of a study, from its middle, whose loss a method of slices is asked for
+GENERATED = "generated"  # a layout: subjects of nobody
 _MADE, _TRUE = "made", "true"
 
 
@@ -61,17 +68,102 @@ def audit(
     for k, name in enumerate(names):
         made, true = (list(_paths(folder, labels, kind, name)) for kind in (_MADE, _TRUE))
         if made:
-            volumes = (_load(made), _trained(training, name), _load(true))
+            volumes = (_load(made), _volumes(training, name), _load(true))
             found[name] = examine(*volumes, extractor=extractor, losses=attack, seed=seed)
         if progress is not None:
             progress(len(sources) + k + 1, len(sources) + len(names))
     if not found:
         raise InputError("no subject could be completed, so there is nothing to audit; give complete subjects.")
-    protocol = {"id": "audit v1", **about, "data": data, "environment": environment()}
-    audits = {name: a.to_dict() for name, a in found.items()}
-    write(folder / "audit.json", store.to_json({"protocol": protocol, "failed": failed, "audits": audits}))
-    privacy_page(folder / "privacy.html", found, protocol)
+    _write(folder, {"id": "audit v1", **about, "data": data}, found, failed)
     return found, failed
+
+
+def audit_generated(
+    sources: Sequence[Source], training: Cache, out: str | Path, *, unseen: Cache | None = None,
+    prepare: Callable[[Source], Study], extractor: Extractor | None = None, seed: int = 0, data: str = "",
+    progress: Progress | None = None,
+) -> tuple[dict[str, Audit], dict[str, str]]:  # fmt: skip
+    """Audits of generated subjects by modality, and why some could not be read; writes as `audit` does.
+
+    `unseen`: real subjects that were held out of training; without them there is no pull and no attack by distance. The
+    cohort is kept in `out/generated` as the training set is. InputError where it shares no modality with that, or
+    nothing of it can be read.
+    """
+    folder, failed = Path(out), {}
+    names = [m for m in training.modalities if any(m in s.files for s in sources)]
+    if not names:
+        there = ", ".join(sorted({m for s in sources for m in s.files}))
+        raise InputError(f"{there} were generated, the model learned {', '.join(training.modalities)}; give its own.")
+
+    def studies() -> Iterator[Study]:
+        for done, source in enumerate(sources):
+            try:
+                yield prepare(source)
+            except AmodalError as error:
+                failed[source.label] = str(error)
+            if progress is not None:
+                progress(done + 1, len(sources) + len(names))
+
+    try:
+        grid = from_dict(Grid, dict(training.grid))
+        made = Cache.build(studies(), grid, training.modalities, folder / "generated", overwrite=True)
+    except InputError as error:
+        if len(failed) < len(sources):
+            raise
+        raise InputError(f"no generated subject could be read: {next(iter(failed.values()))}") from error
+    found: dict[str, Audit] = {}
+    for k, name in enumerate(names):
+        if any(name in entry.windows for entry in made.entries):
+            others = () if unseen is None else _volumes(unseen, name)
+            found[name] = examine(
+                _volumes(made, name), _volumes(training, name), others, extractor=extractor, seed=seed
+            )
+        if progress is not None:
+            progress(len(sources) + k + 1, len(sources) + len(names))
+    weights = sorted({sha for source in sources for path in source.files.values() if (sha := _made_by(path))})
+    about = {"id": "audit of a generated cohort v1", "models": weights, "subjects": len(made), "seed": seed}
+    _write(folder, {**about, "data": data}, found, failed)
+    return found, failed
+
+
+def generated_in(folder: Path) -> list[Source]:
+    """The subjects of nobody that `amodal generate` wrote into a folder; none, where it is anything else."""
+    found = []
+    for place in sorted(p for p in folder.glob("sub-*") if p.is_dir()):
+        files = {}
+        for path in sorted(place.glob("*/*_desc-synth_*.nii.gz")):
+            name = bids.parse(path.name)
+            if name is not None and name.modality is not None and _sidecar(path).get("Sources") == []:
+                files[name.modality] = path
+        if files:
+            found.append(Source(place.name, None, files, {}, folder.absolute(), GENERATED))
+    return found
+
+
+def of_nobody(sources: Sequence[Source]) -> bool:
+    """Whether these are `generated_in` a folder."""
+    return any(source.layout == GENERATED for source in sources)
+
+
+def _sidecar(image: Path) -> dict[str, Any]:
+    """What stands beside an image; nothing, where that cannot be read."""
+    try:
+        about = json.loads(image.with_name(image.name.removesuffix(".nii.gz") + ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _made_by(image: Path) -> str:
+    """The sha256 of the weights that made a generated image, as its sidecar says; "" if it does not."""
+    return _sidecar(image).get("Synthetic", {}).get("Weights", {}).get("SHA256", "")
+
+
+def _write(folder: Path, about: Mapping[str, Any], found: Mapping[str, Audit], failed: Mapping[str, str]) -> None:
+    protocol = {**about, "environment": environment()}
+    audits = {name: a.to_dict() for name, a in found.items()}
+    write(folder / "audit.json", store.to_json({"protocol": protocol, "failed": dict(failed), "audits": audits}))
+    privacy_page(folder / "privacy.html", found, protocol)
 
 
 def _complete(
@@ -114,11 +206,11 @@ def _load(paths: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, np.ndarray]]
         yield label, np.load(path, allow_pickle=False).astype(np.float32)
 
 
-def _trained(training: Cache, name: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The training volumes of a modality in [0, 1], one at a time."""
-    index = training.modalities.index(name)
-    for label in training.labels:
-        images, present = training.stack(label)
+def _volumes(cache: Cache, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The volumes of a modality in [0, 1], one at a time."""
+    index = cache.modalities.index(name)
+    for label in cache.labels:
+        images, present = cache.stack(label)
         if present[index]:
             yield f"{label} {name}", (images[index].astype(np.float32) + 1) / 2
 
