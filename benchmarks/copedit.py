@@ -2,14 +2,15 @@
 
     python benchmarks/copedit.py DATASET --what table4 --minutes 30 --seeds 0 1 2
 
-    table4   the prior without each prompt, without all, with mask codes in their place
-    table6   the tokenizer without each pretext task
-    table7   the prior with prompts in the other blocks, in both
-    table8   U-Net, DiT, DiT-3D, MDiT3D as the prior
-    figure7  --model RUN: the prompts in two dimensions, by what is missing
-    figure8  --model RUN: prompts of wrong patterns for a share of the subjects; zeroed, random, shuffled, swapped
-    scores   --model RUN: against its own sketch, regression and the best single modality, or interpolation of slices
-    steps    --model RUN: sampled in 1, 2, 5, 10, 25 and 50 steps
+    table4      the prior without each prompt, without all, with mask codes in their place
+    table6      the tokenizer without each pretext task
+    table7      the prior with prompts in the other blocks, in both
+    table8      U-Net, DiT, DiT-3D, MDiT3D as the prior
+    figure7     --model RUN: the prompts in two dimensions, by what is missing
+    figure8     --model RUN: prompts of wrong patterns for a share of the images; zeroed, random, shuffled, swapped
+    scores      --model RUN: against its own sketch, regression and the best single modality, or interpolation
+    steps       --model RUN: sampled in 1, 2, 5, 10, 25 and 50 steps (--sampling)
+    perception --model RUN: what the tokenizer loses, and how well it perceives
 
 `--variants NAME ...` are those of a table that are trained. `--set prior.context=false` changes a setting for all: a
 prior that is shown a sketch needs no prompt to know what is missing, so this is how they are judged on their own.
@@ -54,6 +55,8 @@ from amodal.train.plan import Plan
 
 Row = dict[str, Any]
 PROMPTS = ("count", "position", "contrast")
+SCORES = ("scores", "steps", "perception")
+SCORED = ("psnr", "ssim", "count", "position", "heads count", "heads position")
 
 
 # the variants of each table: name -> (config -> config)
@@ -101,8 +104,15 @@ def train(config: Config, cache: Cache, out: Path, seed: int, choice: argparse.N
 # measuring
 
 
-def patterns(config: Config) -> Iterator[tuple[int, Tensor]]:
-    """(how much is missing, present [1, M, 1, 1, 1 or Z]) of every pattern that is measured."""
+def patterns(config: Config, each: int = 99) -> Iterator[tuple[int, Tensor]]:
+    """(how much is missing, present [1, M, 1, 1, 1 or Z]) of every pattern that is measured: `each` of every count,
+    others of them for others of the counts."""
+    for count, found in itertools.groupby(sorted(_patterns(config), key=lambda p: p[0]), key=lambda p: p[0]):
+        few = list(found)
+        yield from (few[(k + count) % len(few)] for k in range(min(each, len(few))))
+
+
+def _patterns(config: Config) -> Iterator[tuple[int, Tensor]]:
     if config.layout == "modalities":
         for bits in itertools.product((True, False), repeat=len(config.modalities)):
             if 0 < sum(bits) < len(bits):
@@ -129,14 +139,16 @@ def compare(made: np.ndarray, truth: np.ndarray, missing: np.ndarray, mask: np.n
     return psnr(a, b, 1.0), float(np.mean([ssim(a[..., k], b[..., k], 1.0) for k in range(a.shape[-1])]))
 
 
-def scores(method: CoPeDiT, cache: Cache, name: str, seed: int, others: Baselines | None = None) -> list[Row]:
-    """One row a subject, pattern and image; with `others` (or for stacks) baselines too."""
+def scores(
+    method: CoPeDiT, cache: Cache, name: str, seed: int, others: Baselines | None = None, each: int = 99
+) -> list[Row]:
+    """One row a subject, pattern (`each` of every count) and image; with `others` (or for stacks) baselines too."""
     config, rows = method.config, []
     device = next(method.parameters()).device
     for label in cache.labels:
         stack, _ = cache.stack(label)
         images, mask = torch.from_numpy(stack)[None], head_mask(unit(stack))
-        for count, present in patterns(config):
+        for count, present in patterns(config, each):
             rng = Rng.of(seed_of(seed, label), 1, "compare")
             batch = Batch(images, present).to(device)
             made, sketch = method.complete(batch, rng)[0].float().cpu().numpy(), method.voxelwise(batch)
@@ -183,23 +195,47 @@ def tokenizer_scores(method: CoPeDiT, cache: Cache, name: str, seed: int) -> lis
             p, s = compare(unit(again[m]), unit(stack[m]), np.array(True), mask)
             rows.append({"who": name, "seed": seed, "subject": label, "missing": 0, "image": modality, "psnr": p,
                          "ssim": s})  # fmt: skip
-        for count, present in patterns(config):
+        for who, present in questions(config, name):
             seen = method.perceive(Batch(images, present))
             places = missing_patterns.places(config, present.expand(1, -1, 1, 1, present.shape[-1]))
             wanted, missing = missing_patterns.labels(config, places)
-            right = ((seen.missing > 0.5) == missing).float().mean()
-            rows.append({"who": name, "seed": seed, "subject": label, "missing": count, "image": "perception",
-                         "count": float(seen.count.argmax(1) == wanted), "position": float(right)})  # fmt: skip
+            told = average(method._glimpse(images, present.expand_as(images))[1], telling(present))
+            number, position = (method.tokenizer.answer(task, told[:, k]) for k, task in enumerate(PROMPTS[:2]))
+            row = {"who": who, "seed": seed, "subject": label, "missing": int(missing.sum()), "image": "perception"}
+            row |= {"count": float(seen.count.argmax(1) == wanted + 1),
+                    "position": float(((seen.missing > 0.5) == missing).float().mean()),
+                    "heads position": float(((position > 0) == missing).float().mean())}  # fmt: skip
+            rows.append(row | ({"heads count": float(number.argmax(1) == wanted)} if wanted >= 0 else {}))
     return rows
 
 
-# the prompts themselves
+def questions(config: Config, name: str) -> Iterator[tuple[str, Tensor]]:
+    """(whose row, present) of every pattern that is asked about: nothing missing; what is measured of modalities; gaps
+    of stacks from every third slice on, and stacks of which every second, third or fourth slice is there."""
+    depth = config.size[2] if config.layout == "slices" else 1
+    whole = torch.ones(1, len(config.modalities), 1, 1, depth, dtype=torch.bool)
+    yield name, whole
+    if config.layout == "modalities":
+        yield from ((name, present) for _, present in patterns(config))
+        return
+    z = torch.arange(depth)
+    for gap in (depth // 4, depth // 2, 3 * depth // 4):
+        for start in range(0, depth - gap + 1, 3):
+            yield name, whole & ~((z >= start) & (z < start + gap))
+    for step, first in itertools.product((2, 3, 4), (0, 1)):
+        yield f"{name}, combs", whole & (z % step == first)
 
 
-def corrupted(method: CoPeDiT, cache: Cache, seed: int) -> list[Row]:
+def corrupted(method: CoPeDiT, cache: Cache, seed: int, each: int) -> list[Row]:
     """Figure 8: prompts of a wrong pattern for a share of the images; prompts zeroed, random, shuffled, swapped."""
-    rows: list[Row] = []
-    tell = method._condition
+    tell, known = method._condition, {}
+
+    def seen(prompts: Tensor, places: Tensor) -> Tensor | None:
+        known[tuple(places[0].tolist())] = prompts.clone()
+        return tell(prompts, places)
+
+    method._condition = seen  # type: ignore[method-assign]
+    rows = scores(method, cache, "as perceived", seed, each=each)
     for which in (*PROMPTS, "all"):
         hit = list(range(3)) if which == "all" else [PROMPTS.index(which)]
         for how, share in (*(("wrong", r) for r in (0.25, 0.5, 1.0)), *((h, 1.0) for h in EXCHANGES)):
@@ -207,24 +243,18 @@ def corrupted(method: CoPeDiT, cache: Cache, seed: int) -> list[Row]:
 
             def told(prompts: Tensor, places: Tensor, hit=hit, how=how, share=share, draw=draw) -> Tensor | None:
                 changed = prompts.clone()
+                others = [p for pattern, p in known.items() if pattern != tuple(places[0].tolist())]
                 if draw.random() < share:
-                    changed[:, hit] = EXCHANGES.get(how, _wrong)(prompts, draw)[:, hit]
+                    wrong = others[draw.integers(len(others))]
+                    changed[:, hit] = EXCHANGES[how](prompts, draw)[:, hit] if how in EXCHANGES else wrong[:, hit]
                 return tell(changed, places)
 
             method._condition = told  # type: ignore[method-assign]
-            found = scores(method, cache, f"{which} {how} {share:g}", seed)
-            rows += found
+            rows += scores(method, cache, f"{which} {how} {share:g}", seed, each=each)
     method._condition = tell  # type: ignore[method-assign]
-    return rows
+    return [row for row in rows if row["who"] not in ("linear", "cubic")]
 
 
-def _wrong(prompts: Tensor, draw: np.random.Generator) -> Tensor:
-    """The prompts of another pattern, seen before."""
-    SEEN.append(prompts.clone())
-    return SEEN[int(draw.integers(max(1, len(SEEN) - 1)))]
-
-
-SEEN: list[Tensor] = []
 EXCHANGES: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
     "zeroed": lambda p, draw: torch.zeros_like(p),
     "random": lambda p, draw: torch.from_numpy(draw.standard_normal(p.shape)).to(p) * p.std() + p.mean(),
@@ -235,47 +265,54 @@ EXCHANGES: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
 
 @torch.inference_mode()
 def embedding(method: CoPeDiT, cache: Cache, path: Path) -> None:
-    """Figure 7: the prompts of all subjects and patterns on their two main axes, coloured by what is missing."""
+    """Figure 7: the prompts of all subjects and patterns on their two main axes: that of the count coloured by how many
+    are missing, that of the position by which, that of the contrast by whose they are."""
     import matplotlib.pyplot as plt
 
-    found, counts, sets = [], [], []
-    for label in cache.labels:
+    found, groups = [], []
+    for k, label in enumerate(cache.labels):
         images = torch.from_numpy(cache.stack(label)[0])[None]
         for count, present in patterns(method.config):
             _, told = method._glimpse(images, present.expand_as(images))
             found.append(average(told, telling(present))[0])
-            counts.append(count)
-            sets.append(str(present.flatten().int().tolist()))
+            groups.append((count, str(present.flatten().int().tolist()), k))
     figure, axes = plt.subplots(1, 3, figsize=(12, 4))
-    for k, (axis, name) in enumerate(zip(axes, PROMPTS)):
+    for k, (axis, name, by) in enumerate(zip(axes, PROMPTS, ("how many are missing", "which are missing", "subject"))):
         x = torch.stack(found)[:, k].float()
         x = (x - x.mean(0)) @ torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[:2].T
-        colour = counts if k == 0 else [sorted(set(sets)).index(s) for s in sets]
-        axis.scatter(x[:, 0], x[:, 1], c=colour, cmap="viridis" if k == 0 else "tab20", s=10)
-        axis.set_title(f"{name}, coloured by {'how many' if k == 0 else 'which'} are missing")
+        kinds = sorted({group[k] for group in groups})
+        axis.scatter(x[:, 0], x[:, 1], c=[kinds.index(group[k]) for group in groups], cmap="tab20", s=10)
+        axis.set_title(f"{name}, coloured by {by}")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-# the commands
+def means(rows: list[Row]) -> list[Row]:
+    """The mean of every score over subjects and images, for each who, seed and number of what is missing."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["who"], row["seed"], row["missing"]), []).append(row)
+    found = []
+    for key, mine in groups.items():
+        values = {name: [row[name] for row in mine if name in row] for name in SCORED}
+        scored = {name: round(float(np.mean(v)), 4) for name, v in values.items() if v}
+        found.append(dict(zip(("who", "seed", "missing"), key)) | scored)
+    return found
 
 
 def table(rows: list[Row]) -> None:
     """Mean over subjects for each seed, then mean and range over the seeds."""
-    for who in dict.fromkeys(row["who"] for row in rows):
-        for missing in sorted({row["missing"] for row in rows if row["who"] == who}):
-            mine = [row for row in rows if row["who"] == who and row["missing"] == missing]
-            line = f"{who:24} missing {missing:2}"
-            for metric in ("psnr", "ssim", "count", "position"):
-                by_seed = [
-                    np.mean([r[metric] for r in mine if r["seed"] == s and metric in r])
-                    for s in sorted({r["seed"] for r in mine})
-                    if any(metric in r for r in mine)
-                ]
-                if by_seed:
-                    line += f"  {metric} {np.mean(by_seed):7.3f} ({min(by_seed):.3f}-{max(by_seed):.3f})"
-            print(line, flush=True)
+    found = means(rows)
+    order = list(dict.fromkeys(row["who"] for row in found))
+    for who, missing in sorted(
+        {(r["who"], r["missing"]) for r in found}, key=lambda key: (order.index(key[0]), key[1])
+    ):
+        line = f"{who:24} missing {missing:2}"
+        for name in SCORED:
+            seeds = [r[name] for r in found if (r["who"], r["missing"]) == (who, missing) and name in r]
+            line += f"  {name} {np.mean(seeds):7.3f} ({min(seeds):.3f}-{max(seeds):.3f})" if seeds else ""
+        print(line, flush=True)
 
 
 def open_cache(choice: argparse.Namespace, config: Config) -> Cache:
@@ -292,12 +329,14 @@ def open_cache(choice: argparse.Namespace, config: Config) -> Cache:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--what", choices=[*TABLES, "figure7", "figure8", "scores", "steps"], required=True)
+    parser.add_argument("--what", choices=[*TABLES, "figure7", "figure8", *SCORES], required=True)
     parser.add_argument("--variants", nargs="+", help="of a table; all")
     parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--preset", choices=list(copedit.PRESETS), default="small")
     parser.add_argument("--model", type=Path, help="a run of amodal train copedit; tables take its tokenizer")
     parser.add_argument("--hold-out", type=int, default=8)
+    parser.add_argument("--each", type=int, default=99, help="patterns of every count of what is missing; all")
+    parser.add_argument("--sampling", type=int, nargs="+", default=[1, 2, 5, 10, 25, 50], help="steps of --what steps")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, default=4)
@@ -331,13 +370,15 @@ def main() -> None:
             rows += measured(method, held, name, seed)
             table([row for row in rows if row["who"] == name])
     elif choice.what == "steps":
-        for steps in (1, 2, 5, 10, 25, 50):
+        for steps in choice.sampling:
             model.method.config = replace(config, steps=steps)
-            rows += scores(model.method, held, f"{steps} steps", choice.seeds[0])
+            rows += scores(model.method, held, f"{steps} steps", choice.seeds[0], each=choice.each)
     elif choice.what == "figure7":
         embedding(model.method, held, choice.out / "figure7.png")
     elif choice.what == "figure8":
-        rows = scores(model.method, held, "as perceived", 0) + corrupted(model.method, held, 0)
+        rows = corrupted(model.method, held, 0, choice.each)
+    elif choice.what == "perception":
+        rows = tokenizer_scores(model.method, held, "tokenizer", 0)
     else:
         model.method.config = config
         fitted = Baselines.fit((learn.stack(label) for label in learn.labels), learn.modalities)
@@ -346,10 +387,8 @@ def main() -> None:
             rows += scores(model.method, held, "CoPeDiT", seed, fitted)
     table(rows)
     known = json.loads(choice.results.read_text()) if choice.results.exists() else {}
-    about = {
-        key: str(value) for key, value in vars(choice).items() if key not in ("results", "out", "dataset", "model")
-    }
-    known[f"{choice.what} {config.layout}"] = {"settings": about, "subjects": len(held), "rows": rows}
+    about = {key: str(v) for key, v in vars(choice).items() if key not in ("results", "out", "dataset", "model")}
+    known[f"{choice.what} {config.layout}"] = {"settings": about, "subjects": len(held), "scores": means(rows)}
     choice.results.parent.mkdir(parents=True, exist_ok=True)
     choice.results.write_text(json.dumps(known, indent=1) + "\n")
 

@@ -1,7 +1,7 @@
 """What CoPeDiT costs at its published size: one completion, with its parts, and one optimisation step.
 
     python benchmarks/copedit_cost.py                                    # published:brats, one contrast missing
-    python benchmarks/copedit_cost.py --what complete prior tokenizer    # the tokenizer's step takes longest
+    python benchmarks/copedit_cost.py --what tokenizer                   # its step takes longest
 
 Random weights (time does not depend on them). `complete`: one subject in the precision that `auto` takes, with seconds,
 GFLOP (2 a multiply-add) and the share of this machine's rate of matrix products of encoding, sampling and decoding.
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(copedit.PRESETS), default=["published:brats"])
     parser.add_argument("--what", nargs="+", choices=("complete", "prior", "tokenizer"), default=["complete", "prior"])
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--size", type=int, nargs=3, help="voxels, to see how cost grows; those of the preset")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "copedit_cost.json")
     choice = parser.parse_args()
@@ -125,12 +126,13 @@ def main() -> None:
     half = bf16("auto", torch.device("cpu"))
     for name in choice.cases:
         config = replace(copedit.PRESETS[name](), steps=choice.steps)
+        config = replace(config, size=tuple(choice.size)) if choice.size else config
         print(f"{name}, {'x'.join(map(str, config.size))} x {len(config.modalities)}, {choice.steps} steps, "
               f"{'bf16' if half else 'fp32'}, {choice.threads} threads", flush=True)  # fmt: skip
-        found: dict[str, Any] = {}
         for what in choice.what:
-            found[what] = complete(config, half) if what == "complete" else step(config, what)
-        keep(choice.out, name, {"steps": choice.steps, "bf16": half, "results": found}, choice.threads)
+            found = complete(config, half) if what == "complete" else step(config, what)
+            key = f"{name} {what} {'x'.join(map(str, config.size))}"
+            keep(choice.out, key, {"steps": choice.steps, "bf16": half, **found}, choice.threads)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from amodal.core.errors import InputError
 from amodal.data import nifti
 from amodal.data.volume import Study, Volume
 from amodal.methods import copedit
+from amodal.methods.copedit.tokenizer import Perception
 from amodal.model import Model
 from amodal.model.slices import (
     complete_slices,
@@ -189,11 +190,30 @@ def test_a_wrong_label_is_doubted():
     sure = {"T1w": 0.1, "T2w": 0.85, "FLAIR": 0.05}
     assert _doubts({"T1w": sure}) == ("the file given as T1w looks like T2w (85 %); check its label.",)
     assert not _doubts({"T2w": sure}) and not _doubts({"T1w": {"T1w": 0.45, "T2w": 0.55}})
+    # two files that look like T1w, one of them a little less: it is the other that would have to be T1Gd
+    surely, nearly = {"T1w": 1 - 1e-9, "T1Gd": 1e-9}, {"T1w": 1 - 1e-4, "T1Gd": 1e-4}
+    assert not _doubts({"T1w": surely, "T1Gd": nearly})
+    (warning,) = _doubts({"T1w": nearly, "T1Gd": surely})
+    assert warning.startswith("the file given as T1Gd looks like T1w (100 %)")
 
 
 def test_a_stack_is_perceived(heart):
     seen = models.perceive_stack(heart, stack())
-    assert set(seen.count) == {"a quarter", "half", "three quarters"} and len(seen.missing) == 32
+    assert set(seen.count) == {"no more than an eighth", "a quarter", "half", "three quarters"}
+    assert sum(seen.count.values()) == pytest.approx(1, abs=1e-3) and set(seen.missing) == set(map(str, range(10)))
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["upright", "upside down"])
+def test_what_is_missing_of_a_stack_is_told_in_slices_of_the_file(heart, monkeypatch, turned):
+    """12 slices, two places of the network apart and in the middle of its 32; it sees them from apex to base."""
+    first = 5  # of 32 places, 23 of which lie between the first slice and the last
+    seen = torch.zeros(1, 32)
+    seen[0, [first + 2 * (11 - k if turned else k) for k in (1, 4, 5)]] = 0.9
+    answer = Perception(torch.tensor([[0.0, 0.7, 0.2, 0.1]]), seen)
+    monkeypatch.setattr(type(heart.method), "perceive", lambda self, batch: answer)
+    found = models.perceive_stack(heart, stack(12, np.diag([2.5, 2.5, -6.0 if turned else 6.0, 1.0])))
+    assert [k for k, p in found.missing.items() if p > 0.5] == ["1", "4", "5"]
+    assert found.words.endswith("a quarter of its 32 places missing (70 %); slices of the file (from 0): 1, 4 to 5.")
 
 
 # journeys

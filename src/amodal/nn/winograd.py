@@ -24,6 +24,8 @@ from torch.nn import functional as F
 WIDE = 128  # channels, of input and of output, from which it pays
 BUDGET = 1 << 24  # values of all tiles at once: more do not stay in the cache
 
+PART = 32  # outputs whose weights are transformed at once, in float32
+
 Conv = nn.Conv2d | nn.Conv3d
 CONVOLVE: dict[int, Callable[..., Tensor]] = {2: F.conv2d, 3: F.conv3d}
 
@@ -84,7 +86,12 @@ class Scheme:
     def transformed(self, weight: Tensor) -> Tensor:
         """[K, C, 3, 3, 3] -> [places, C, K], places in the order last axis, middle, first."""
         g = torch.tensor(self.taps, dtype=torch.float32)
-        return torch.einsum("ia,jb,lc,kxabc->ljixk", g, g, g, weight.float()).flatten(0, 2).to(weight.dtype)
+        places = torch.einsum("ia,jb,lc->ljiabc", g, g, g).flatten(3).flatten(0, 2)
+        parts = []
+        for part in weight.split(PART):
+            taps = part.permute(2, 3, 4, 0, 1).flatten(0, 2).float()  # [27, part, C]
+            parts.append(torch.matmul(places, taps.flatten(1)).to(weight.dtype).unflatten(1, part.shape[:2]))
+        return torch.cat(parts, dim=1).transpose(1, 2)
 
 
 def spread_plain(x: Tensor, axis: int) -> Tensor:

@@ -63,13 +63,34 @@ def test_targets_of_every_pattern(bits):
     assert missing[0].tolist() == [not b for b in bits]
 
 
-@pytest.mark.parametrize(("length", "label"), [(8, 0), (16, 1), (24, 2), (3, 0), (11, 0), (13, 1), (31, 2)])
+@pytest.mark.parametrize(("length", "label"), [(8, 0), (16, 1), (24, 2), (3, -1), (5, 0), (11, 0), (13, 1), (31, 2)])
 @pytest.mark.parametrize("start", [0, 1, 5])
 def test_targets_of_gaps(length, label, start):
     available = torch.ones(1, 32, dtype=torch.bool)
     available[0, start : start + length] = False
     count, missing = patterns.labels(LONG, available)
     assert count.item() == label and torch.equal(missing, ~available)
+
+
+@pytest.mark.parametrize("config", [BRAIN, LONG], ids=["brain", "heart"])
+def test_nothing_missing_is_no_class(config):
+    count, missing = patterns.labels(config, torch.ones(1, config.places, dtype=torch.bool))
+    assert count.item() == -1 and not missing.any()
+
+
+@pytest.mark.parametrize("config", [BRAIN, LONG], ids=["brain", "heart"])
+def test_whole_studies_are_shown_now_and_then(config):
+    """A share of the samples keeps all there is of them, and the others are as they would be without."""
+    present = torch.ones(2000, config.places, dtype=torch.bool)
+    present[:1000, 0] = False
+    some = replace(config, losses=replace(config.losses, whole=0.2))
+    found, always = (patterns.draw_or_none(c, present, Rng.of(0, 2000)) for c in (some, config))
+    kept = (found == present).all(1)
+    assert kept[1000:].float().mean().item() == pytest.approx(0.2, abs=0.04)
+    assert torch.equal(always, patterns.draw(config, present, Rng.of(0, 2000)))
+    assert torch.equal(found[~kept], always[~kept])
+    with pytest.raises(InputError, match="less than 1"):
+        replace(config, losses=replace(config.losses, whole=1.0))
 
 
 def test_patterns_are_fresh_and_even():

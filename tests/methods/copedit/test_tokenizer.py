@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+from amodal.codecs.vq import VQConfig
 from amodal.core.contract import Batch
 from amodal.core.errors import InputError
 from amodal.core.rng import Rng
 from amodal.methods import copedit
 from amodal.methods.copedit import patterns
+from amodal.methods.copedit.config import PromptConfig
 from amodal.methods.copedit.patterns import cut
-from amodal.methods.copedit.tokenizer import POOLS, agreed, average, info_nce
+from amodal.methods.copedit.tokenizer import POOLS, Judged, PromptEncoder, agreed, average, info_nce, pretext
 from amodal.nn.count import parameters
 
-from .worlds import BRAIN, HEART, awake, hidden, volumes
+from .worlds import BRAIN, HEART, LONG, awake, hidden, volumes
+
+SEQUENCE = replace(HEART, prompts=replace(HEART.prompts, sequence=True, shared=True))
+SHORT = replace(HEART, size=(16, 16, 8))  # a stack of which every set of slices can be counted
 
 # the tokenizer's tasks
 
@@ -41,30 +47,67 @@ def test_prompts_are_averaged_over_what_is_available():
     assert torch.equal(average(values, where), torch.stack([(values[0, 0] + values[0, 2]) / 2, torch.zeros(2)]))
 
 
-def test_the_two_heads_agree_on_one_pattern():
-    """By hand, up to two of three places missing: p(S) ~ count prod place; of none missing the count says 1/2."""
-    patterns_ = patterns.every_pattern(3)
-    assert patterns_.shape == (7, 3) and not patterns_[0].any() and not patterns_.all(1).any()
-    assert len(patterns_.unique(dim=0)) == 7
-    count, place = torch.tensor([[0.3, 0.7]]), torch.tensor([[0.9, 0.6, 0.2]])
-    found = agreed(count.log(), place.logit(), patterns_)
-    chance = {}
-    for bits in itertools.product((0, 1), repeat=3):
-        if sum(bits) < 3:
-            each = [p if bit else 1 - p for bit, p in zip(bits, place[0].tolist())]
-            chance[bits] = [0.5, 0.3, 0.7][sum(bits)] * each[0] * each[1] * each[2]
-    total = sum(chance.values())
-    wanted = [sum(p for bits, p in chance.items() if sum(bits) == n) / total for n in (1, 2)]
-    assert found.count[0].tolist() == pytest.approx(wanted, abs=1e-6)
-    wanted = [sum(p for bits, p in chance.items() if bits[k]) / total for k in range(3)]
-    assert found.missing[0].tolist() == pytest.approx(wanted, abs=1e-6)
+@pytest.mark.parametrize("config", [replace(BRAIN, modalities=("T1w", "T2w", "FLAIR")), SHORT], ids=["brain", "heart"])
+def test_the_two_heads_agree_on_one_pattern(config):
+    """By hand, over every set of places: p(S) ~ count prod place; of none missing the count says one in its classes."""
+    k, rng = config.places, Rng.of(0, 2, "heads")
+    count, place = rng.fork("count").uniform(config.counts), rng.fork("place").uniform(k)
+    found = agreed(count.log(), place.logit(), patterns.classes(config))
+    for b in range(2):
+        said, chance = (count[b] / count[b].sum()).tolist(), {}
+        for bits in itertools.product((False, True), repeat=k):
+            label, _ = patterns.labels(config, ~torch.tensor([bits]))
+            each = [p if bit else 1 - p for bit, p in zip(bits, place[b].tolist())]
+            if not all(bits):
+                chance[bits] = (said[label] if label >= 0 else 1 / len(said)) * math.prod(each), int(label)
+        total = sum(p for p, _ in chance.values())
+        wanted = [sum(p for p, label in chance.values() if label == c) / total for c in range(-1, len(said))]
+        assert found.count[b].tolist() == pytest.approx(wanted, abs=1e-6)
+        wanted = [sum(p for bits, (p, _) in chance.items() if bits[i]) / total for i in range(k)]
+        assert found.missing[b].tolist() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_sure_heads_of_long_stacks_stay_numbers():
+    """Logits that leave no doubt, and heads that contradict each other."""
+    position = torch.where(torch.arange(32) < 8, 60.0, -60.0)[None]
+    found = agreed(torch.tensor([[50.0, 0.0, 0.0]]), position, patterns.classes(LONG))
+    assert found.count[0, 1] == pytest.approx(1) and ((found.missing[0] > 0.5) == (position[0] > 0)).all()
+    odd = agreed(torch.tensor([[-500.0, 0.0, 500.0]]), position, patterns.classes(LONG))
+    assert torch.isfinite(odd.count).all() and torch.isfinite(odd.missing).all()
+
+
+def test_of_whole_studies_the_count_is_to_be_undecided():
+    """Its loss is least where all classes are as likely; the heads agree on nothing missing where no place is."""
+    flat, sure = (Judged(n, -9 * torch.ones(1, 4), *[torch.eye(1, 8)] * 2, torch.tensor([False]))
+                  for n in (torch.zeros(1, 3), torch.tensor([[4.0, 0.0, 0.0]])))  # fmt: skip
+    none, missing = torch.tensor([-1]), torch.zeros(1, 4, dtype=torch.bool)
+    losses = [pretext(BRAIN.losses, judged, none, missing)[1]["count"] for judged in (flat, sure)]
+    assert losses[0] == pytest.approx(math.log(3), abs=1e-6) and losses[1] > losses[0] + 0.5
+    found = agreed(flat.number, flat.position, patterns.classes(BRAIN))
+    assert found.count[0, 0] > 0.99 and found.missing.max() < 0.01
+
+
+def test_where_a_gap_lies_is_told_by_a_sequence():
+    """A gap moved along z: prompts pooled over all of the stack hardly change, those that are read along z do; latents
+    far from zero and of any scale are standardised first."""
+    change = {}
+    for sequence in (False, True):
+        torch.manual_seed(0)
+        config = PromptConfig((8, 16), 24, 8, pool="both", sequence=sequence)
+        encoder = PromptEncoder(4, 8, config).train()
+        z = 50 + 1e-2 * Rng.of(0, 6, "z").normal(4, 8, 8, 8)
+        first, second = z.clone(), z.clone()
+        first[..., 2:4], second[..., 4:6] = 50.0, 50.0
+        told = encoder(torch.cat([first, second])).detach().chunk(2)
+        change[sequence] = float((told[0] - told[1]).norm() / told[0].std(0).norm())
+    assert change[True] > 2 * change[False]
 
 
 def test_a_few_bright_voxels_are_seen():
     """A mean over the volume hides them, the largest value does not."""
     x = torch.zeros(2, 3, 4, 4, 4)
     x[0, 1, 2, 3, 1] = 5.0
-    both = POOLS["both"](1)(x).flatten(1)
+    both = POOLS["both"]((1, 1, 1))(x).flatten(1)
     assert torch.allclose(both[0], torch.tensor([0.0, 5.0 + 5 / 64, 0.0])) and (both[1] == 0).all()
     torch.manual_seed(0)
     config = replace(BRAIN, prompts=replace(BRAIN.prompts, pool="both", norm="group"))
@@ -141,16 +184,42 @@ def test_it_learns_to_perceive():
     assert sum(position[-5:]) < 0.85 * sum(position[:5])
 
 
-def test_perception_is_trained_alone():
+@pytest.mark.parametrize("config", [BRAIN, SEQUENCE], ids=["brain", "heart"])
+def test_perception_is_trained_alone(config):
     """The middle stage changes nothing but prompts and heads, and looks at finished latents."""
-    config = replace(BRAIN, stages=("tokenizer", "perception", "prior"))
+    config = replace(config, stages=("tokenizer", "perception", "prior"), losses=replace(config.losses, whole=0.5))
     method = copedit.build(config).train()
     stage = method.stages()[1]
     assert stage.name == "perception" and sum(s.share for s in method.stages()) == pytest.approx(1)
-    data = Batch(volumes(BRAIN), torch.ones(2, 4, 1, 1, 1, dtype=torch.bool))
-    stage.players[0].loss(stage.forward(data, Rng.of(0, 2)))[0].backward()
+    data = Batch(volumes(config, 4), torch.ones(4, len(config.modalities), 1, 1, 1, dtype=torch.bool))
+    out = stage.forward(data, Rng.of(0, 4))
+    whole = ~out[0][2].any(1)
+    assert whole.any() and not whole.all() and torch.equal(out[0][0].paired, ~whole) and (out[0][1][whole] == -1).all()
+    stage.players[0].loss(out)[0].backward()
     moved = {name.split(".")[1] for name, p in method.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {"prompts", "embed"}
+
+
+def test_it_learns_where_a_gap_lies():
+    """Read along z, and not from a pool of the whole stack; latents are blocks' lowest cosines."""
+    codec, images = VQConfig((8, 8), 8, 0, 32, linear=True), Rng.of(0, 8, "rough").normal(1, 16, 16, 16).tanh()
+    right = {}
+    for sequence in (False, True):
+        torch.manual_seed(0)
+        prompts = replace(SEQUENCE.prompts, sequence=sequence)
+        method = copedit.build(replace(SEQUENCE, stages=("perception",), codec=codec, prompts=prompts)).train()
+        optimiser = torch.optim.Adam(method.tokenizer.perceiving(), 1e-2)
+        data = Batch(images, torch.ones(8, 1, 1, 1, 1, dtype=torch.bool))
+        for step in range(60):
+            loss, _ = method.stages()[0].players[0].loss(method._ask(data, Rng.of(step, 8)))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        method.eval()
+        gaps = [hidden(SEQUENCE, *range(start, start + 4), n=8).present for start in (0, 4, 8, 12)]
+        found = [(method.perceive(Batch(images, gap)).missing > 0.5) == ~gap[:, 0, 0, 0] for gap in gaps]
+        right[sequence] = float(torch.stack(found).float().mean())
+    assert right[True] > right[False] + 0.1 and right[True] > 0.6
 
 
 @pytest.mark.parametrize("name", ["small", "small:heart"])

@@ -64,9 +64,9 @@ def _rich() -> VQConfig:
     return VQConfig(widths=(32, 64), inner=32, units=1, channels=32, codes=256, groups=16, linear=True)
 
 
-def _quick() -> PromptConfig:
+def _quick(sequence: bool = False) -> PromptConfig:
     """One small encoder of all three prompts."""
-    return PromptConfig((32, 64), 96, 64, stride=2, shared=True, pool="both")
+    return PromptConfig((32, 64), 96, 64, stride=2, shared=True, pool="both", sequence=sequence)
 
 
 def small() -> Config:
@@ -75,8 +75,9 @@ def small() -> Config:
     One step makes the mean of what may be, which has the best PSNR and SSIM; more steps draw from it.
     """
     losses = LossConfig(
-        perceptual=0.1, adversarial=0.0, planes=0.1, crop=(64, 64, 64), patterns=8, critic_layers=2, critic_norm="group"
-    )
+        perceptual=0.1, adversarial=0.0, planes=0.1, crop=(64, 64, 64), patterns=8, whole=0.2, critic_layers=2,
+        critic_norm="group",
+    )  # fmt: skip
     return Config(
         BRAIN, (96, 112, 80), (2.0, 2.0, 2.0), codec=_rich(), prompts=_quick(), losses=losses,
         prior=DiTConfig(192, 8, 4, (2, 2, 2), context=True), share=0.35, rates=(3e-4, 5e-4), steps=1,
@@ -86,10 +87,10 @@ def small() -> Config:
 
 def small_heart() -> Config:
     """For short-axis stacks: 96 x 96 x 32 at 2 and 3.5 mm, slabs of 4 slices, of which parts may be there."""
-    losses = LossConfig(perceptual=0.1, adversarial=0.0, planes=0.1, critic_layers=2, critic_norm="group")
+    losses = LossConfig(perceptual=0.1, adversarial=0.0, planes=0.1, whole=0.2, critic_layers=2, critic_norm="group")
     prior = DiTConfig(192, 8, 4, (2, 2, 1), stacked=True, context=True)
     return Config(
-        ("cine",), (96, 96, 32), (2.0, 2.0, 3.5), "slices", _rich(), _quick(), losses,
+        ("cine",), (96, 96, 32), (2.0, 2.0, 3.5), "slices", _rich(), _quick(sequence=True), losses,
         prior, share=0.35, rates=(3e-4, 5e-4), stages=("tokenizer", "perception", "prior"), blank=0.5, steps=1,
     )  # fmt: skip
 

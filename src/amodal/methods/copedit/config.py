@@ -20,7 +20,9 @@ class PromptConfig:
     the vector that is compared between parts of a subject. `norm`: "group" does not depend on the batch, but a level
     that is the same everywhere is lost in it, and contrasts are told apart by their levels. `pool`: features are
     averaged over the volume ("mean"), or their largest values are added to that: what is bright in a few voxels, as
-    vessels are, is lost in a mean. `shared`: one encoder makes all three prompts, else each has its own: what tells
+    vessels are, is lost in a mean. `sequence`: they are pooled in the plane alone and read along z, since where in a
+    stack a gap lies is lost in a pool of all of it; latents are standardised first, since what shows that slices were
+    interpolated is small in them. `shared`: one encoder makes all three prompts, else each has its own: what tells
     contrasts apart for one task then serves the others."""
 
     widths: tuple[int, int] = (128, 256)
@@ -30,6 +32,7 @@ class PromptConfig:
     stride: int = 1
     shared: bool = False
     pool: Literal["mean", "both"] = "mean"
+    sequence: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class LossConfig:
     `features`: a .safetensors file for the perceptual loss (`codecs.losses.read_features`); empty: random features.
     `planes`: the share of slices of each axis that it looks at. `crop`: voxels that the tokenizer learns from at a
     time, 0 for all of an axis. `patterns` of what is missing that are asked about at every step: for modalities more
-    of them cost next to nothing, since each is an image of its own. `game`: of codec and critic.
+    of them cost next to nothing, since each is an image of its own. `whole`: the share of patterns in which nothing is
+    missing (the paper 0). `game`: of codec and critic.
     """
 
     perceptual: float = 0.05
@@ -54,6 +58,7 @@ class LossConfig:
     planes: float = 0.2
     crop: tuple[int, int, int] = (0, 0, 0)
     patterns: int = 1
+    whole: float = 0.0
     game: Literal["least_squares", "hinge", "log"] = "least_squares"
     critic_width: int = 32
     critic_layers: int = 3
@@ -109,6 +114,8 @@ class Config:
             raise InputError(f"stages={list(self.stages)}: name stages to train once, of tokenizer, perception, prior.")
         if not 0 <= self.blank <= 1 or self.components < 1:
             raise InputError(f"blank={self.blank}, components={self.components}: choose from 0 to 1, and 1 or more.")
+        if not 0 <= self.losses.whole < 1:
+            raise InputError(f"losses.whole={self.losses.whole}: choose a share from 0 to less than 1.")
         if not 0 < self.share < 1:
             raise InputError(f"share={self.share}: choose a part between 0 and 1 for the tokenizer.")
 

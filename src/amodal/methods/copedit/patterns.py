@@ -21,6 +21,12 @@ def draw(config: Config, present: Tensor, rng: Rng) -> Tensor:
     return (_modalities if config.layout == "modalities" else _slices)(present, rng)
 
 
+def draw_or_none(config: Config, present: Tensor, rng: Rng) -> Tensor:
+    """As `draw`, but for a share of `losses.whole` of the samples nothing that is present is hidden."""
+    hide = rng.fork("whole").uniform().to(present.device) >= config.losses.whole
+    return torch.where(hide[:, None], draw(config, present, rng), present)
+
+
 def _modalities(present: Tensor, rng: Rng) -> Tensor:
     """Section 3.2: how many are missing, uniform over 1 .. M - 1 (at least those absent), then which."""
     total = present.shape[1]
@@ -49,29 +55,30 @@ def _slices(present: Tensor, rng: Rng) -> Tensor:
 
 
 def labels(config: Config, available: Tensor) -> tuple[Tensor, Tensor]:
-    """The targets of tasks 1 and 2 for what is available [B, places]: the class of the count [B], what is missing."""
+    """The targets of tasks 1 and 2 for what is available [B, places]: the class of the count [B] (-1: none), what is
+    missing."""
     missing = ~available
-    if config.layout == "modalities":
-        return missing.sum(1).clamp(1, config.counts) - 1, missing
-    quarters = (missing.sum(1) * (LENGTHS + 1) / config.places).round().long()
-    return quarters.clamp(1, LENGTHS) - 1, missing
+    number = missing.sum(1).clamp(max=config.places - 1)
+    return classes(config).to(number.device)[number], missing
 
 
-def every_pattern(places: int) -> Tensor:
-    """Every set of what may be missing, nothing first, but not all: bool [2^places - 1, places]."""
-    number = torch.arange(2**places - 1)
-    return (number[:, None] >> torch.arange(places)) % 2 == 1
+def classes(config: Config) -> Tensor:
+    """The class of the count for 0, 1 ... places missing, but not all: [places]. -1: none of them, for 0, and of slices
+    for up to an eighth, which is nearer to nothing than to a quarter."""
+    number = torch.arange(config.places)
+    if config.layout == "slices":
+        number = (number * (LENGTHS + 1) / config.places).round().long().clamp(max=LENGTHS)
+    return number - 1
 
 
 def filled(images: Tensor, present: Tensor) -> Tensor:
     """images [N, 1, X, Y, Z] with what is not present interpolated linearly along z, held at the ends; -1 where a
     whole line is missing. What is not present may hold anything finite."""
-    present = present.expand_as(images)
     if bool((present.all(-1) == present.any(-1)).all()):  # whole images
         return torch.where(present, images, torch.full_like(images, -1.0))
     z = torch.arange(images.shape[-1], device=images.device)
     low, high = neighbours(present)
-    a, b = images.gather(-1, low), images.gather(-1, high)
+    a, b = (images.gather(-1, place.expand_as(images)) for place in (low, high))
     weight = (z - low) / (high - low).clamp(min=1)
     made = torch.lerp(a, b, weight.to(images.dtype))
     empty = ~present.any(-1, keepdim=True)

@@ -103,12 +103,11 @@ def filled_each(images: Tensor, present: Tensor) -> Tensor:
 def bridged(whole: Tensor, present: Tensor) -> Tensor:
     """The variance of interpolated slices [B, 1, X, Y, Z] up to a factor: that of a random walk along z which is held
     where slices are present, n m / (n + m) at n and m slices from them, times how uneven the image is in the plane."""
-    there = present.expand_as(whole)
     z = torch.arange(whole.shape[-1], device=whole.device)
-    low, high = neighbours(there)
+    low, high = neighbours(present)
     below, above = (z - low).clamp(min=0).float(), (high - z).clamp(min=0).float()
     walk = torch.where(low == high, below + above, below * above / (below + above).clamp(min=1))
     plane = whole[:, 0].movedim(-1, 1)  # [B, Z, X, Y]
     mean, square = (F.avg_pool2d(v, FIELD, 1, FIELD // 2, count_include_pad=False) for v in (plane, plane**2))
     uneven = (square - mean**2).clamp(min=0).movedim(1, -1)[:, None]
-    return torch.where(there, 0.0, walk * uneven)
+    return torch.where(present, 0.0, walk * uneven)

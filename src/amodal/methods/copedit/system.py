@@ -130,7 +130,7 @@ class CoPeDiT(nn.Module):
         config, asked = self.config, []
         told = by_modality(self.tokenizer.told(z), whole) if config.layout == "modalities" else None
         for k in range(config.losses.patterns):
-            available = patterns.draw(config, self._places(whole), rng.fork("pattern", k))
+            available = patterns.draw_or_none(config, self._places(whole), rng.fork("pattern", k))
             asked.append((self._judge(images, whole, told, available, encode), *patterns.labels(config, available)))
         return tuple(asked)
 
@@ -153,9 +153,11 @@ class CoPeDiT(nn.Module):
         if told is not None:
             hidden = whole & ~available
             return tokenizer.judge(average(told, available), average(told, hidden), hidden.any(1))
+        paired = whole[:, 0] & (~available).any(1)
         parts = [patterns.filled(images, (part & whole)[:, None, None, None]) for part in (available, ~available)]
-        seen, other = (tokenizer.told(encode(part)) for part in parts)
-        return tokenizer.judge(seen, other, whole[:, 0] & (~available).any(1))
+        z = encode(torch.cat([parts[0], parts[1][paired]]))  # together: batch norms see both kinds in one
+        seen, other = tokenizer.told(z).split([len(images), len(z) - len(images)])
+        return tokenizer.judge(seen, by_modality(other, paired), paired)
 
     def _codec_loss(self, out: Tokenised) -> tuple[Tensor, dict[str, float]]:
         config = self.config.losses

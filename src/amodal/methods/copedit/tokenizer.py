@@ -7,7 +7,6 @@ H1, H2, H3                  the heads of the three pretext tasks (section 3.2)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,20 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...codecs.vq import VQ, each
-from ...nn.blocks import CONV
 from ...nn.embed import full_precision
 from ...nn.ranks import gathered
 from .config import Config, LossConfig, PromptConfig
-from .patterns import every_pattern
+from .patterns import classes
 
 PROMPTS = ("count", "position", "contrast")
-FEW = 10  # places of which all patterns are weighed against each other
 
 
 @dataclass(frozen=True)
 class Perception:
-    """What the tokenizer sees without being told: probabilities of each count class [B, counts] (what lacks to 1: that
-    nothing is missing) and, for every place, that it is missing [B, places]."""
+    """What the tokenizer sees without being told: probabilities of none of the count's classes (nothing is missing, or
+    too few slices for one) and of each, [B, 1 + counts], and, for every place, that it is missing [B, places].
+    In float64, on the CPU: of two unlikely answers one may still be far more likely."""
 
     count: Tensor
     missing: Tensor
@@ -51,7 +49,7 @@ class Judged(NamedTuple):
 class Both(nn.Module):
     """The mean of every channel and its largest value, added."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: Size):
         super().__init__()
         self.size = size
 
@@ -59,24 +57,31 @@ class Both(nn.Module):
         return F.adaptive_avg_pool3d(x, self.size) + F.adaptive_max_pool3d(x, self.size)
 
 
-POOLS: dict[str, Callable[[int], nn.Module]] = {"mean": nn.AdaptiveAvgPool3d, "both": Both}
+Size = tuple[int, int, int]
+POOLS: dict[str, Callable[[Size], nn.Module]] = {"mean": nn.AdaptiveAvgPool3d, "both": Both}
 
 
 class PromptEncoder(nn.Module):
-    """A latent [N, C, *spatial] -> `prompts` of them [N, prompts * size], float32 whatever the type of the rest."""
+    """A latent [N, C, *spatial], `depth` long, -> `prompts` of them [N, prompts * size], float32 whatever the type of
+    the rest."""
 
-    def __init__(self, channels: int, config: PromptConfig, prompts: int = 1):
+    def __init__(self, channels: int, depth: int, config: PromptConfig, prompts: int = 1):
         super().__init__()
         first, second = config.widths
+        stride = (config.stride, config.stride, 1 if config.sequence else config.stride)
+        length = depth if config.sequence else 1
         kinds: dict[str, Callable[[int], nn.Module]] = {
             "batch": nn.BatchNorm3d,
             "group": lambda n: nn.GroupNorm(1, n),
         }
         # called embed: small, and every answer depends on it, so it stays in float32
         self.embed = nn.Sequential(
-            CONV[3](channels, first, 3, config.stride, 1), kinds[config.norm](first), nn.ReLU(),
-            CONV[3](first, second, 3, config.stride, 1), kinds[config.norm](second), nn.ReLU(),
-            POOLS[config.pool](1), nn.Flatten(), nn.Linear(second, config.size), nn.ReLU(),
+            *([nn.BatchNorm3d(channels, affine=False)] if config.sequence else []),
+            nn.Conv3d(channels, first, 3, stride, 1), kinds[config.norm](first), nn.ReLU(),
+            nn.Conv3d(first, second, 3, stride, 1), kinds[config.norm](second), nn.ReLU(),
+            POOLS[config.pool]((1, 1, length)),
+            *([nn.Conv3d(second, second, (1, 1, 3), 1, (0, 0, 1)), nn.ReLU()] if config.sequence else []),
+            nn.Flatten(), nn.Linear(length * second, config.size), nn.ReLU(),
             nn.Linear(config.size, prompts * config.size),
         )  # fmt: skip
         for layer in self.embed:
@@ -91,19 +96,19 @@ class PromptEncoder(nn.Module):
 class CoPeVAE(nn.Module):
     """The tokenizer: codec, prompt encoders and heads."""
 
+    classes: Tensor
+
     def __init__(self, config: Config):
         super().__init__()
         prompts = config.prompts
         self.codec = VQ(config.codec)
         makers = {"all": len(PROMPTS)} if prompts.shared else dict.fromkeys(PROMPTS, 1)
-        channels = config.codec.channels
-        self.prompts = nn.ModuleDict({name: PromptEncoder(channels, prompts, n) for name, n in makers.items()})
+        shape = config.codec.channels, config.size[2] // config.codec.factor
+        self.prompts = nn.ModuleDict({name: PromptEncoder(*shape, prompts, n) for name, n in makers.items()})
         answers = {"count": config.counts, "position": config.places, "contrast": prompts.contrast}
         # called embed: in float32, as the prompts
         self.embed = nn.ModuleDict({name: nn.Linear(prompts.size, n) for name, n in answers.items()})
-        self.together: Tensor | None
-        few = config.layout == "modalities" and config.places <= FEW
-        self.register_buffer("together", every_pattern(config.places) if few else None, persistent=False)
+        self.register_buffer("classes", classes(config), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction of images [N, 1, *spatial]."""
@@ -132,21 +137,34 @@ class CoPeVAE(nn.Module):
     def perceive(self, available: Tensor) -> Perception:
         """Prompts of the available part [B, 3, size] -> what is missing."""
         count, position = (self.answer(name, available[:, i]) for i, name in enumerate(PROMPTS[:2]))
-        if self.together is None:
-            return Perception(count.softmax(1), position.sigmoid())
-        return agreed(count, position, self.together)
+        return agreed(count, position, self.classes)
 
 
-def agreed(count: Tensor, position: Tensor, patterns: Tensor) -> Perception:
-    """What both heads together say of every pattern of what is missing, bool [P, places], and from that how many are
-    missing and which: logits count [B, counts] and position [B, places]. Of nothing missing the count knows nothing:
-    it says as much of it as of the others in the mean."""
-    number = patterns.sum(1)
-    places = torch.where(patterns, F.logsigmoid(position)[:, None], F.logsigmoid(-position)[:, None]).sum(2)
-    unasked = torch.full_like(count[:, :1], -math.log(count.shape[1]))
-    chance = (torch.cat([unasked, count.log_softmax(1)], 1)[:, number] + places).softmax(1)  # [B, P]
-    counts = count.new_zeros(len(count), count.shape[1] + 1).index_add(1, number, chance)
-    return Perception(counts[:, 1:], chance @ patterns.to(chance))
+def agreed(count: Tensor, position: Tensor, classes: Tensor) -> Perception:
+    """What both heads together say of every set of places that may be missing, and from that how many are missing and
+    which: logits count [B, counts] and position [B, places]; `classes` [places]: the count's class of 0, 1 ... missing
+    (-1: none; all of them cannot be missing).
+
+    Of none the count head was taught to say nothing: it says as much of it as of the others in the mean.
+    """
+    said, places = count.cpu().double().softmax(1), position.cpu().double().sigmoid()
+    classes = classes.cpu()
+    said = torch.cat([torch.full_like(said[:, :1], 1 / said.shape[1]), said], 1)[:, classes + 1]  # [B, places]
+    chance = said * numbers(places)[:, :-1]
+    total = chance.sum(1, keepdim=True).clamp(min=1e-300)
+    certain = places.expand(places.shape[1], -1, -1).clone()  # [places, B, places], of each one place for sure
+    certain.diagonal(dim1=0, dim2=2).fill_(1.0)
+    missing = places * (said * numbers(certain)[..., :-1]).sum(-1).T / total
+    counts = chance.new_zeros(len(count), count.shape[1] + 1).index_add(1, classes + 1, chance / total)
+    return Perception(counts, missing)
+
+
+def numbers(places: Tensor) -> Tensor:
+    """How many of independent places are missing: probabilities [..., K] -> of 0 to K of them [..., K + 1]."""
+    chance = F.pad(torch.ones_like(places[..., :1]), (0, places.shape[-1]))
+    for p in places.unbind(-1):
+        chance = chance * (1 - p[..., None]) + F.pad(chance[..., :-1], (1, 0)) * p[..., None]
+    return chance
 
 
 def average(values: Tensor, where: Tensor) -> Tensor:
@@ -156,19 +174,22 @@ def average(values: Tensor, where: Tensor) -> Tensor:
 
 
 def pretext(config: LossConfig, judged: Judged, count: Tensor, missing: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """The weighted loss of the three tasks (Eqs. 1-3) for labels count [B] and missing [B, places].
+    """The weighted loss of the three tasks (Eqs. 1-3) for labels count [B] (-1: none) and missing [B, places].
 
-    Position is a question with several right answers, so every place is asked for itself.
+    Position is a question with several right answers, so every place is asked for itself. No count class stands for
+    none: the head is to be undecided then.
     """
-    right = (judged.position > 0) == missing
-    by_count = F.cross_entropy(judged.number, count)
+    right, some = (judged.position > 0) == missing, count >= 0
+    classes = judged.number.shape[1]
+    wanted = torch.where(some[:, None], F.one_hot(count.clamp(min=0), classes), 1 / classes)
+    by_count = F.cross_entropy(judged.number, wanted)
     by_position = F.binary_cross_entropy_with_logits(judged.position, missing.float())
     by_contrast = info_nce(judged.anchor, judged.other, judged.paired, config.temperature)
     loss = config.count * by_count + config.position * by_position + config.contrast * by_contrast
     logs = {
         "count": float(by_count.detach()), "position": float(by_position.detach()),
         "contrast": float(by_contrast.detach()),
-        "count_right": float((judged.number.argmax(1) == count).float().mean()),
+        "count_right": float(((judged.number.argmax(1) == count) | ~some).float().mean()),
         "position_right": float(right.float().mean()),
     }  # fmt: skip
     return loss, logs
