@@ -107,6 +107,7 @@ def reconstruct(
         notes += [f"{name}: {note}" for note in (*kspace.notes, *said)]
     method = model._with(posterior=sampler)
     method.config = method.measuring(steps, samples)
+    parts = {name: stacking.keep_back(scan, seed) for name, scan in scans.items()} if validate else {}
     runs = samples * (1 + validate)
 
     def draw(scans: Mapping[str, Measurement], first: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -116,26 +117,24 @@ def reconstruct(
     mean, spread = draw(scans)
     windows = {name: Window(*scan.window) for name, scan in scans.items()}
     finals = {name: _magnitudes(model, mean, scan, name) for name, scan in scans.items()}
+    plain = {name: {key: _slices(make, scan) for key, make in classic.ALL.items()} for name, scan in scans.items()}
     kept: dict[str, Kept] = {}
-    if validate:
-        parts = {name: stacking.keep_back(scan, seed) for name, scan in scans.items()}
-        again, _ = draw({name: rest for name, (rest, _) in parts.items()}, samples)
-        for name, (rest, held) in parts.items():
-            tried = stacking.blends(rest, _magnitudes(model, again, rest, name))
-            kept[name] = Kept(*stacking.errors(scans[name], held, tried))
-            if stacking.lines(held):
-                notes.append(f"{name}: whole lines were kept back, which widens the gaps: the weight errs to caution.")
-            finals[name] = stacking.blends(scans[name], finals[name])[kept[name].weight]
-            _replace(mean[model.modalities.index(name)], finals[name].abs(), scans[name])
+    again = draw({name: rest for name, (rest, _) in parts.items()}, samples)[0] if parts else mean
+    for name, (rest, held) in parts.items():
+        tried = stacking.blends(rest, _magnitudes(model, again, rest, name))
+        kept[name] = Kept(*stacking.errors(scans[name], held, tried))
+        if stacking.lines(held):
+            notes.append(f"{name}: whole lines were kept back, which widens the gaps: the weight errs to caution.")
+        finals[name] = stacking.blends(scans[name], finals[name], plain[name]["L1-wavelet"])[kept[name].weight]
+        _replace(mean[model.modalities.index(name)], finals[name].abs(), scans[name])
     full = _completion(
         model, given, made, reference, frame, windows, (mean, spread), samples,
         model.provenance(method, samples, seed), tuple(notes), began,
     )  # fmt: skip
     beside, misfits = {}, {}
     for name, scan in scans.items():
-        images = {key: _slices(make, scan) for key, make in classic.ALL.items()}
-        beside[name] = {key: _leave(image.abs(), scan, frame) for key, image in images.items()}
-        images["model"] = finals[name]
+        beside[name] = {key: _leave(image.abs(), scan, frame) for key, image in plain[name].items()}
+        images = {**plain[name], "model": finals[name]}
         misfits[name] = {key: float(misfit(scan, image).square().mean().sqrt()) for key, image in images.items()}
     return Reconstruction(full, scans, beside, misfits, kept)
 

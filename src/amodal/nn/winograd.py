@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 WIDE = 128  # channels, of input and of output, from which it pays
 BUDGET = 1 << 24  # values of all tiles at once: more do not stay in the cache
-
 PART = 32  # outputs whose weights are transformed at once, in float32
 
 Conv = nn.Conv2d | nn.Conv3d

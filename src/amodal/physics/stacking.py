@@ -36,9 +36,8 @@ def keep_back(measured: Measurement, seed: int = 0) -> tuple[Measurement, Tensor
     *_, x, y = sampled.shape
     drawn = Rng.of(seed, 1, "kept back").uniform(x, y)[0].to(sampled.device)
     outside = sampled.any(0)[0] & ~_centre(sampled)
-    for axis in (0, 1):
-        if bool((sampled == sampled.narrow(2 + axis, 0, 1)).all()):
-            drawn, outside = drawn.narrow(axis, 0, 1), outside.narrow(axis, 0, 1)
+    for axis in _constant(sampled):
+        drawn, outside = drawn.narrow(axis, 0, 1), outside.narrow(axis, 0, 1)
     if not outside.any():
         raise InputError("nothing was sampled beside the centre of k-space: nothing to keep back and validate by.")
     count = max(1, round(SHARE * int(outside.sum())))
@@ -55,17 +54,22 @@ def _centre(sampled: Tensor) -> Tensor:
     return near[0][:, None] & near[1]
 
 
-def blends(measured: Measurement, magnitudes: Tensor) -> dict[float, Tensor]:
-    """Complex images [Z, X, Y] by the weight of the model's, from its magnitudes [Z, X, Y]."""
-    found: dict[float, list[Tensor]] = {weight: [] for weight in WEIGHTS}
+def _constant(sampled: Tensor) -> list[int]:
+    """The axes of the plane along which samples [..., X, Y] do not change: whole lines."""
+    return [axis for axis in (-2, -1) if bool((sampled == sampled.narrow(axis, 0, 1)).all())]
+
+
+def blends(measured: Measurement, magnitudes: Tensor, alone: Tensor | None = None) -> dict[float, Tensor]:
+    """Complex images [Z, X, Y] by the weight of the model's, from its magnitudes [Z, X, Y]; `alone`: the image of
+    L1-wavelet, if it is known."""
+    made = []
     for z in range(len(measured)):  # slice by slice: the coils of one fit the memory
         one = measured[z : z + 1]
         turned = magnitudes[z : z + 1].to(one.kspace) * (1 if one.phase is None else one.phase)
         rest = replace(one, kspace=mask(one.sampled)(one.kspace - sense(one)(turned)))
-        corrected, alone = turned + l1_wavelet(rest), l1_wavelet(one)
-        for weight, images in found.items():
-            images.append(weight * corrected + (1 - weight) * alone)
-    return {weight: torch.cat(images) for weight, images in found.items()}
+        made.append(turned + l1_wavelet(rest))
+    corrected, alone = torch.cat(made), l1_wavelet(measured) if alone is None else alone
+    return {weight: weight * corrected + (1 - weight) * alone for weight in WEIGHTS}
 
 
 def misses(measured: Measurement, held: Tensor, image: Tensor) -> Tensor:
@@ -76,16 +80,14 @@ def misses(measured: Measurement, held: Tensor, image: Tensor) -> Tensor:
         one, here = measured[z : z + 1], mask(held if len(held) == 1 else held[z : z + 1])
         total += here(sense(one)(image[z : z + 1]) - one.kspace).abs().double().square().sum((0, 1))
     plane = held.any(0)[0]
-    for axis in (0, 1):
-        if bool((plane == plane.narrow(axis, 0, 1)).all()):
-            total, plane = total.sum(axis, keepdim=True), plane.narrow(axis, 0, 1)
+    for axis in _constant(plane):
+        total, plane = total.sum(axis, keepdim=True), plane.narrow(axis, 0, 1)
     return total[plane]
 
 
 def lines(held: Tensor) -> bool:
     """Whether samples [Z or 1, 1, X, Y] are whole lines of the plane."""
-    plane = held.any(0)[0]
-    return any(bool((plane == plane.narrow(axis, 0, 1)).all()) for axis in (0, 1))
+    return bool(_constant(held.any(0)[0]))
 
 
 def errors(measured: Measurement, held: Tensor, images: Mapping[float, Tensor]) -> tuple[dict[float, float], float]:
