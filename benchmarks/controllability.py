@@ -115,21 +115,21 @@ def truth(one: Person, voxel: float) -> tuple[float, float]:
     return tuple(float(one.shares["fluid"][w].sum()) * voxel**3 / 1000 for w in (deep | True, deep))  # type: ignore
 
 
-def virtual(index: int, model: Model, age: float | None = None) -> Person:
+def virtual(index: int, model: Model, finer: int, age: float | None = None) -> Person:
     """Virtual subject `index`, of a seed that no model was trained on; images in [-1, 1]. `age`: not its own."""
-    made = person(index, SEED, model.grid.size, model.grid.spacing[0][0], age=age)
+    made = person(index, SEED, model.grid.size, model.grid.spacing[0][0], age=age, finer=finer)
     images = {m: Window.of(x, model.grid.percentiles).enter(x) for m, x in made.images.items()}
     return dataclasses.replace(made, images=images)
 
 
-def ageing(reader: Reader, model: Model, subjects: Sequence[int]) -> dict[str, float]:
+def ageing(reader: Reader, model: Model, finer: int, subjects: Sequence[int]) -> dict[str, float]:
     """Mean correlation of what is read with age where nothing but the age of a virtual subject changes, of its images
     as they are and blurred by a voxel."""
     found: dict[str, list[float]] = {}
     for index in subjects:
         rows = []
         for age in AGED:
-            images = virtual(index, model, age).images
+            images = virtual(index, model, finer, age).images
             soft = {m: ndimage.gaussian_filter(x, 1.0) for m, x in images.items()}
             rows.append([reader.measure(x)[name] for x in (images, soft) for name in ("fluid", "deep fluid")])
         for name, values in zip(("fluid", "deep fluid", "fluid, blurred", "deep fluid, blurred"), zip(*rows)):
@@ -261,6 +261,7 @@ def options() -> argparse.Namespace:
     fitted = "virtual subjects that the reader is fitted to; half as many more check it"
     parser.add_argument("--subjects", type=int, default=32, help=fitted)
     parser.add_argument("--aged", type=int, default=3, help="of those that check, how many are tried at other ages")
+    parser.add_argument("--finer", type=int, default=2, help="how much finer they are simulated than the model's grid")
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--texture", type=float)
     parser.add_argument("--device", default="auto")
@@ -273,7 +274,7 @@ def main() -> None:
     model = load(choice.model, device=choice.device)
     changed = {name: getattr(choice, name) for name in ("guidance", "texture") if getattr(choice, name) is not None}
     model.method.config = dataclasses.replace(model.method.config, **changed)
-    people = [virtual(i, model) for i in range(choice.subjects + choice.subjects // 2)]
+    people = [virtual(i, model, choice.finer) for i in range(choice.subjects + choice.subjects // 2)]
     voxel = model.grid.spacing[0][0]
     reader, unseen = learn(people[: choice.subjects], voxel), people[choice.subjects :]
     real = [(reader.measure(person.images), person.row) for person in people]
@@ -281,7 +282,7 @@ def main() -> None:
     pairs = zip(("fluid", "deep fluid"), zip(*(truth(p, voxel) for p in unseen)))
     exact = {name: float(np.corrcoef([m[name] for m, _ in there], v)[0, 1]) for name, v in pairs}
     print(f"as read against the truth on {len(unseen)} unseen virtual subjects, correlation: {exact}")
-    aged = ageing(reader, model, range(choice.subjects, choice.subjects + choice.aged))
+    aged = ageing(reader, model, choice.finer, range(choice.subjects, choice.subjects + choice.aged))
     print(f"as read against age where nothing else changes, correlation: {aged}")
     found = sweeps(model, reader, choice.seeds, choice.flags, choice.steps, lambda what: print(what, flush=True))
     table = report(found, real)

@@ -37,12 +37,12 @@ SETTINGS = {"steps": int, "guidance": float, "texture": float}
 Cohort = dict[str, dict[str, np.ndarray]]  # modality -> subject -> volume [0, 1]
 
 
-def real(model: Model, count: int) -> tuple[Cohort, list[dict[str, Any]]]:
+def real(model: Model, count: int, finer: int) -> tuple[Cohort, list[dict[str, Any]]]:
     """Virtual subjects that nothing was trained on, and their rows."""
     out: Cohort = {m: {} for m in model.modalities}
     rows = []
     for index in range(count):
-        made = person(index, SEED, model.grid.size, model.grid.spacing[0][0], model.modalities)
+        made = person(index, SEED, model.grid.size, model.grid.spacing[0][0], model.modalities, finer=finer)
         for m, x in made.images.items():
             out[m][f"sub-v{index + 1:03d}"] = (Window.of(x, model.grid.percentiles).enter(x) + 1) / 2
         rows.append(made.row)
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", required=True, metavar="NAME=RUN")
     parser.add_argument("--training", type=Path, help="a run whose cache holds the training volumes: look for copies")
     parser.add_argument("--subjects", type=int, default=24)
+    parser.add_argument("--finer", type=int, default=2, help="how much finer they are simulated than the model's grid")
     for name, kind in SETTINGS.items():
         parser.add_argument(f"--{name}", type=kind, help="in place of the model's")
     parser.add_argument("--device", default="auto")
@@ -167,7 +168,7 @@ def main() -> None:
     for named in choice.model:
         name, _, run = named.rpartition("=")
         model = load(run, device=choice.device, precision=choice.precision)
-        there, rows = real(model, choice.subjects)
+        there, rows = real(model, choice.subjects, choice.finer)
         changed = {key: getattr(choice, key) for key in SETTINGS}
         made, seconds = generated(model, rows, choice.keep / name, changed)
         config = model._with(**changed).config

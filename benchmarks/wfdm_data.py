@@ -1,10 +1,11 @@
 """The virtual subjects of WFDM's measurements: simulated on voxels of half the size, then averaged over 2 x 2 x 2.
 
-    python benchmarks/wfdm_data.py OUT -n 240 [--first 0] [--seed 0] [--size 48 56 40] [--spacing 4] [--tumour 0.4]
+    python benchmarks/wfdm_data.py OUT -n 240 [--first 0] [--seed 0] [--size 48 56 40] [--spacing 4] [--finer 2]
 
 A voxel of 4 mm then holds the mean of what lies in it, as a scanner's does, where a simulation on 4 mm voxels would
-show the tissue at its centre. Intensities above the 99.5th percentile of the fine image are cut off. Writes a BIDS data
-set, images and participants.tsv, that `amodal train wfdm` takes. Subjects of one seed are the same whatever n.
+show the tissue at its centre; `--finer 1` simulates on the voxels as they are, like `amodal phantom`. Intensities above
+the 99.5th percentile of the fine image are cut off. Writes a BIDS data set, images and participants.tsv, that
+`amodal train wfdm` takes. Subjects of one seed are the same whatever n.
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ class Person:
 
 def person(
     index: int, seed: int, shape: Sequence[int], spacing: float, modalities: Sequence[str] = MODALITIES,
-    tumour: float = 0.4, lesions: float = 0.4, age: float | None = None,
+    tumour: float = 0.4, lesions: float = 0.4, age: float | None = None, finer: int = 2,
 ) -> Person:  # fmt: skip
-    """Virtual subject `index` of a seed. `age`: in place of its own; all else about it stays."""
-    fine = tuple(2 * n for n in shape)
-    config = PhantomConfig(fine, spacing / 2, tuple(modalities), tumour=tumour, lesions=lesions)  # type: ignore[arg-type]
+    """Virtual subject `index` of a seed. `age`: in place of its own; all else about it stays. `finer`: times smaller
+    are the voxels of the simulation."""
+    fine = tuple(finer * n for n in shape)
+    config = PhantomConfig(fine, spacing / finer, tuple(modalities), tumour=tumour, lesions=lesions)  # type: ignore[arg-type]
     config = config if age is None else replace(config, age=(age, age))
     made = subject(index, seed, config)
-    images = {m: coarse((Window.of(x).enter(x) + 1) * (TOP / 2)) for m, x in made.images.items()}
+    images = {m: coarse((Window.of(x).enter(x) + 1) * (TOP / 2), finer) for m, x in made.images.items()}
     shares = {
-        name: coarse(sum(v for n, v in made.fractions.items() if TISSUES[n].group == group))
+        name: coarse(sum(v for n, v in made.fractions.items() if TISSUES[n].group == group), finer)
         for name, group in GROUPS.items()
     }
     drawn, words = made.parameters, {True: "yes", False: "no"}
@@ -59,10 +61,10 @@ def person(
     return Person(images, shares, {"age": drawn["age"], "sex": drawn["sex"], **flags})
 
 
-def coarse(x: np.ndarray) -> np.ndarray:
-    """The mean of every 2 x 2 x 2 voxels."""
-    a, b, c = (n // 2 for n in x.shape)
-    return np.asarray(x, np.float32).reshape(a, 2, b, 2, c, 2).mean((1, 3, 5))
+def coarse(x: np.ndarray, by: int) -> np.ndarray:
+    """The mean of every `by` x `by` x `by` voxels."""
+    a, b, c = (n // by for n in x.shape)
+    return np.asarray(x, np.float32).reshape(a, by, b, by, c, by).mean((1, 3, 5))
 
 
 def write(out: Path, label: str, images: dict[str, np.ndarray], spacing: float) -> None:
@@ -95,14 +97,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, nargs=3, default=(48, 56, 40))
     parser.add_argument("--spacing", type=float, default=4.0)
+    parser.add_argument("--finer", type=int, default=2)
     parser.add_argument("--tumour", type=float, default=0.4)
     choice = parser.parse_args()
     rows = []
     for index in range(choice.first, choice.first + choice.n):
-        made, label = (
-            person(index, choice.seed, choice.size, choice.spacing, tumour=choice.tumour),
-            f"sub-{index + 1:03d}",
-        )
+        label = f"sub-{index + 1:03d}"
+        made = person(index, choice.seed, choice.size, choice.spacing, tumour=choice.tumour, finer=choice.finer)
         write(choice.out, label, made.images, choice.spacing)
         rows.append({"participant_id": label, **made.row})
         print(label, made.row, flush=True)

@@ -10,7 +10,7 @@ from amodal.core.rng import Rng
 from amodal.diffusion.denoiser import TARGETS, target, x0_from
 from amodal.diffusion.process import DDPM
 from amodal.methods.stack import StackNet
-from amodal.nn.mixture import Mixture, fit, monomials
+from amodal.nn.mixture import Mixture, fit, monomials, spread
 from amodal.nn.unet import UNetConfig
 
 M, K = 3, 4
@@ -168,3 +168,13 @@ def test_an_untrained_network_predicts_what_its_mixture_does(apart, prediction):
     made = x0_from(out, noisy, alpha[..., None, None], sigma[..., None, None], prediction)
     assert torch.allclose(made, net.voxelwise.mixture(noisy, alpha, sigma), atol=1e-4)
     assert float(((made - images) ** 2)[:, 1:].mean().detach()) < 0.01  # clusters are told by the clean one alone
+
+
+def test_the_spread_of_latents_counts_every_sample_once():
+    away = torch.tensor([3.0, -3, 1, 1, -1, 1]).reshape(3, 1, 2).expand(3, 2, 2) * torch.tensor([1.0, 2])[:, None]
+    doubt = torch.tensor([2.0, 4, 0]).reshape(3, 1, 1).expand(3, 1, 2)
+    parts = [(away[:2], doubt[:2]), (away[2:], doubt[2:])]
+    for found in ([(away, doubt)], parts):
+        variance, scale = spread(iter(found))
+        assert torch.allclose(variance, torch.tensor([11.0, 44]) / 3)
+        assert scale == 2

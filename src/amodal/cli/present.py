@@ -36,7 +36,8 @@ def scores(model: Model, study: Study, full: Completion, hidden: tuple[str, ...]
     """How near the images came to what was hidden, beside the baselines; empty where nothing was."""
     if not hidden:
         return {}
-    stack, seen = _stack(model, study, hidden)
+    stack, there = model.enter(study)
+    seen = there & ~np.isin(model.modalities, hidden)
     mask = head_mask((stack[[name in study for name in model.modalities]] + 1) / 2)
     baselines = Baselines.from_dict(model.card["baselines"]) if model.card.get("baselines") else None
     given = [name for name, flag in zip(model.modalities, seen) if flag]
@@ -49,15 +50,6 @@ def scores(model: Model, study: Study, full: Completion, hidden: tuple[str, ...]
             if baselines is not None and baselines.available(kind, name, given):
                 out[name][kind] = measure((baselines.predict(stack, seen, name, kind) + 1) / 2, truth, mask, axis)
     return out
-
-
-def _stack(model: Model, study: Study, hidden: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """What was acquired, hidden or not, as a stack [M, X, Y, Z] in [-1, 1]; and which of it the model saw, bool [M]."""
-    stack = np.full((len(model.modalities), *study[study.reference].shape), -1, np.float32)
-    for m, name in enumerate(model.modalities):
-        if name in study:
-            stack[m] = model.window(name, study[name]).enter(study[name].data)
-    return stack, np.array([name in study and name not in hidden for name in model.modalities])
 
 
 def sidecar(source: Source, name: str, full: Completion, out: Derivatives, desc: str) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def _draw(
     progress: Progress | None,
 ) -> np.ndarray:  # fmt: skip
     """One sample [M, X, Y, Z] in [-1, 1]."""
-    stack, there = model._stack(given, frame)
+    stack, there = model.enter(given, frame)
     images = torch.from_numpy(stack).movedim(-1, 0).contiguous()
     present = torch.from_numpy(there).reshape(1, -1, 1, 1).expand(len(images), -1, 1, 1)
     rng = Rng.of(seed, len(images), "reconstruct", sample)

@@ -135,8 +135,8 @@ class Model:
         made = self.targets(study.modalities, missing)
         inputs = tuple(m for m in self.modalities if m in study and m not in made)
         given = study.only(*inputs)
-        frame = Frame.of(given[inputs[0]], self.grid)
-        stack, there = self._stack(given, frame)
+        frame, entry = Frame.of(given[inputs[0]], self.grid), self.entry(given)
+        stack, there = self.enter(given, frame, entry)
         fixed = any(self.grid.size)  # the network knows no other size
         part = (slice(None),) * 4 if fixed else _content(stack[there], self.method.dims)
         maps = guidance(given, frame, self.modalities, stack, part, self.method.dims)
@@ -153,7 +153,7 @@ class Model:
             {m: self._leave(x[i], stack.shape, part, frame, outside) for i, m in rows} for x in (mean, spread)
         )
         if self.name in SKETCHING and frame.resampled:
-            scaled = self._detailed(scaled, given, stack, there, frame, outside)
+            scaled = self._detailed(scaled, self.enter(given, entry=entry)[0], stack, there, frame, outside)
         return self._completion(study, given, made, scaled, sd, samples, seed, method, frame, start)
 
     # what `complete` is made of
@@ -170,15 +170,24 @@ class Model:
     def stack(self, study: Study) -> tuple[np.ndarray, np.ndarray]:
         """What the network would see of a study: [M, X, Y, Z] in [-1, 1], and which modalities are there, bool [M]."""
         given = study.only(*self.modalities)
-        return self._stack(given, Frame.of(given[given.reference], self.grid))
+        return self.enter(given, Frame.of(given[given.reference], self.grid))
 
-    def _stack(self, given: Study, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-        """[M, X, Y, Z] in [-1, 1] on the network's grid, -1 where nothing is, and which modalities are there [M]."""
-        stack = np.full((len(self.modalities), *frame.shape), -1, np.float32)
-        for i, name in enumerate(self.modalities):
-            if name in given:
-                stack[i] = self.window(name, given[name]).enter(frame.enter(given[name]))
-        return stack, np.array([m in given for m in self.modalities])
+    def entry(self, study: Study) -> dict[str, Window]:
+        """The window of each image of a study that comes in."""
+        return {m: self.window(m, study[m]) for m in self.modalities if m in study}
+
+    def enter(
+        self, study: Study, frame: Frame | None = None, entry: Mapping[str, Window] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """[M, X, Y, Z] in [-1, 1] on the network's grid in a `frame`, or on the study's own; -1 where nothing is. And
+        which modalities are there [M]. `entry`: the windows, where they are known."""
+        entry = self.entry(study) if entry is None else entry
+        shape = study[study.reference].shape if frame is None else frame.shape
+        stack = np.full((len(self.modalities), *shape), -1, np.float32)
+        for m, window in entry.items():
+            volume = study[m]
+            stack[self.modalities.index(m)] = window.enter(volume.data if frame is None else frame.enter(volume))
+        return stack, np.array([m in entry for m in self.modalities])
 
     def _draw(
         self, method: Any, study: Study, stack: np.ndarray, there: np.ndarray, seed: int, sample: int,
@@ -210,14 +219,10 @@ class Model:
         return home if outside is None else np.where(outside, np.float32(0), home)
 
     def _detailed(
-        self, scaled: dict[str, np.ndarray], given: Study, stack: np.ndarray, there: np.ndarray, frame: Frame,
+        self, scaled: dict[str, np.ndarray], here: np.ndarray, stack: np.ndarray, there: np.ndarray, frame: Frame,
         outside: np.ndarray | None,
     ) -> dict[str, np.ndarray]:  # fmt: skip
-        """What was made, with what the network's grid loses of its sketch."""
-        here = np.full((len(self.modalities), *frame.home_shape), -1, np.float32)
-        for i, name in enumerate(self.modalities):
-            if name in given:
-                here[i] = self.window(name, given[name]).enter(given[name].data)
+        """What was made, with what the network's grid loses of its sketch; `here`: the stack at its own size."""
         whole = (slice(None),) * 4
         more = lost(self.method, here, stack, there, lambda x: self._leave(x, stack.shape, whole, frame, outside))
         if more is None:

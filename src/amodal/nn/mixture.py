@@ -13,7 +13,7 @@ modalities, the voxelwise part of every denoiser, and the E-step that fits the m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ AT_ONCE = 2**18  # voxels of a sample: whole volumes at their own size have mill
 VOXELS, BATCHES = 2**17, 64  # that a mixture is fitted to, and how many batches they come from
 LEAST = 1e-3  # added to variances: intensities of [-1, 1] known to 0.03 at best
 ENOUGH = 1e-2  # voxels below which a component keeps next to nothing
+HEAD = -0.9  # of [-1, 1]: where any modality is brighter there is a head
 
 
 class Posterior(NamedTuple):
@@ -164,6 +165,15 @@ def estimate(mixture: Mixture, images: Tensor, given: Tensor) -> tuple[Tensor, T
     parts = zip(*map(some, images.float().flatten(2).split(AT_ONCE, 2)))
     mean, variance = (torch.cat(part, 2).reshape(images.shape) for part in parts)
     return mean, variance
+
+
+@torch.no_grad()
+def spread(found: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """How far latents lie from those of estimates, of differences [B, C, *spatial] and the estimates' variances
+    [B, 1, *spatial]: the mean square of each channel [C], and the mean variance."""
+    pairs = ((d.float().square().flatten(2).mean(2), v.float().flatten(1).mean(1)) for d, v in found)
+    away, doubts = zip(*pairs)
+    return torch.cat(away).mean(0), torch.cat(doubts).mean()
 
 
 def monomials(y: Tensor) -> Tensor:

@@ -73,13 +73,13 @@ def derived(layer: Conv, make: Callable[[Tensor], Tensor]) -> Tensor:
 @dataclass(frozen=True)
 class Scheme:
     """`taps`: the weights of every product in terms of the 3 taps. `step`: voxels a tile; with one more at each end
-    `spread` makes of them the other factors, `fold` of the products the 2 outputs. `every`: a product that both
-    outputs hold as it is."""
+    `spread` makes of them the other factors, `fold` of the products the 2 outputs (where to, if it is given). `every`:
+    a product that both outputs hold as it is."""
 
     taps: tuple[tuple[float, float, float], ...]
     step: int
     spread: Callable[[Tensor, int], Tensor]
-    fold: Callable[[Tensor], tuple[Tensor, Tensor]]
+    fold: Callable[..., tuple[Tensor, Tensor]]
     every: int
 
     def transformed(self, weight: Tensor) -> Tensor:
@@ -105,10 +105,10 @@ def spread_plain(x: Tensor, axis: int) -> Tensor:
     return out
 
 
-def fold_plain(m: Tensor) -> tuple[Tensor, Tensor]:
+def fold_plain(m: Tensor, even: Tensor | None = None, odd: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """[4, ...] -> the even and the odd outputs; overwrites m."""
-    even = torch.add(m[1], m[2]).add_(m[0])
-    return even, m[1].sub_(m[2]).sub_(m[3])
+    first = torch.add(m[1], m[2])
+    return last(torch.add, first, m[0], even), last(torch.sub, m[1].sub_(m[2]), m[3], odd)
 
 
 def spread_twice(x: Tensor, axis: int) -> Tensor:
@@ -122,9 +122,17 @@ def spread_twice(x: Tensor, axis: int) -> Tensor:
     return out
 
 
-def fold_twice(m: Tensor) -> tuple[Tensor, Tensor]:
+def fold_twice(m: Tensor, even: Tensor | None = None, odd: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """[3, ...] -> the even and the odd outputs; overwrites m."""
-    return m[1].add_(m[0]), m[2].add_(m[0])
+    return last(torch.add, m[1], m[0], even), last(torch.add, m[2], m[0], odd)
+
+
+def last(sum_of: Callable[..., Tensor], x: Tensor, y: Tensor, out: Tensor | None) -> Tensor:
+    """The last sum of an output: of as much of x and y as fits into `out`, or of all, into x."""
+    if out is None:
+        return sum_of(x, y, out=x)
+    part = tuple(map(slice, out.shape))
+    return sum_of(x[part], y[part], out=out)
 
 
 PLAIN = Scheme(((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)), 2, spread_plain, fold_plain, 1)
@@ -166,6 +174,5 @@ def gather(scheme: Scheme, products: Tensor, out: Tensor) -> None:
     """Products [sides, sides, sides, d, h, w, K] into out [<= 2 d, <= 2 h, <= 2 w, K]."""
     for c, columns in enumerate(scheme.fold(products)):
         for b, lines in enumerate(scheme.fold(columns)):
-            for a, voxels in enumerate(scheme.fold(lines)):
-                place = out[a::2, b::2, c::2]
-                place.copy_(voxels[tuple(slice(n) for n in place.shape[:3])])
+            even, odd = (out[a::2, b::2, c::2] for a in range(2))
+            scheme.fold(lines, even, odd)

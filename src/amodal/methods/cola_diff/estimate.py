@@ -11,10 +11,9 @@ from torch.nn import functional
 from ...core.contract import Batch
 from ...diffusion.denoiser import Prediction, around, target
 from ...nn.layout import pad_to
-from ...nn.mixture import Mixture, estimate, fit
+from ...nn.mixture import HEAD, Mixture, estimate, fit, spread
 from .conditions import Task
 
-HEAD = -0.9  # the mixture is one of voxels where any modality is brighter than this, of [-1, 1]
 FEWEST = 1e-4  # variance of a latent around its estimate, at least
 
 
@@ -68,16 +67,11 @@ class FirstGuess(nn.Module):
         if self.components:
             fit(self.mixture, data, HEAD)
 
-    @torch.no_grad()
     def measure(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """How far latents lie from their estimates, by pairs of latents wanted and conditions."""
         if not self.components:
             return
-        away, doubts, samples = torch.zeros_like(self.variance), torch.zeros_like(self.doubt), 0
-        for kappa, y in pairs:
-            guess, doubt = self.split(y)
-            away += (kappa - guess).square().mean((2, 3)).sum(0)
-            doubts += doubt.mean((1, 2, 3)).sum()
-            samples += len(y)
-        self.variance.copy_((away / samples).clamp(min=FEWEST))
-        self.doubt.copy_((doubts / samples).clamp(min=FEWEST))
+        found = ((kappa, *self.split(y)) for kappa, y in pairs)
+        variance, doubt = spread((kappa - guess, doubt) for kappa, guess, doubt in found)
+        self.variance.copy_(variance.clamp(min=FEWEST))
+        self.doubt.copy_(doubt.clamp(min=FEWEST))

@@ -22,12 +22,11 @@ from torch.nn import functional as F
 
 from ...core.contract import Batch
 from ...diffusion.denoiser import around
-from ...nn.mixture import Mixture, estimate, fit
+from ...nn.mixture import HEAD, Mixture, estimate, fit
 from .backbones import slots
 from .config import Config
 from .patterns import filled, neighbours, telling
 
-HEAD = -0.9  # the mixture is one of voxels where any modality is brighter than this, of [-1, 1]
 LEAST = 1e-2  # of the mean variance: nothing is so sure that the prior may not change it
 FIELD = 9  # voxels in the plane over which a stack's differences are averaged
 

@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from ...core.contract import Batch
 from ...diffusion.denoiser import around
 from ...nn.layout import pad_to
-from ...nn.mixture import Mixture, estimate, fit
+from ...nn.mixture import HEAD, Mixture, estimate, fit, spread
 
-HEAD = -0.9  # the mixture is one of voxels where any modality is brighter than this, of [-1, 1]
 LEAST = 1e-2  # of the mean variance: nothing is so sure that prior and adapter may not change it
 
 
@@ -63,14 +62,8 @@ class Estimate(nn.Module):
         fit(self.mixture, data, HEAD)
         self.scale.fill_(1.0)
 
-    @torch.no_grad()
     def measure(self, found: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Measure `variance` and `scale` on latents wanted and what is known beside them."""
-        away, doubts, count = torch.zeros_like(self.variance), torch.zeros_like(self.scale), 0
-        for z, known in found:
-            guess, doubt = self.split(known)[0], known[:, -1:]
-            away += (z - guess).square().flatten(2).mean(2).sum(0)
-            doubts += doubt.flatten(1).mean(1).sum()
-            count += len(z)
-        self.variance.copy_((away / count).clamp(min=1e-4))
-        self.scale.copy_((doubts / count).clamp(min=1e-6))
+        variance, scale = spread((z - self.split(known)[0], known[:, -1:]) for z, known in found)
+        self.variance.copy_(variance.clamp(min=1e-4))
+        self.scale.copy_(scale.clamp(min=1e-6))
