@@ -136,5 +136,5 @@ def networks(config: Config) -> dict[str, tuple[nn.Module, tuple[torch.Tensor, .
         return {
             "codec": (_Reconstruct(method), (torch.empty(1, 1, *config.size),)),
             "prior": (method.prior.net, (z, t, vector)),
-            "adapter": (_Adapt(method.adapter), (z, t, vector, known)),
+            "adapter": (_Adapt(method.adapter), (method.net.seen(z, vector), t, vector, known)),
         }

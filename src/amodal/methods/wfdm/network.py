@@ -49,6 +49,11 @@ def unconditional(vector: Tensor, modalities: int) -> Tensor:
     return torch.cat([vector[:, :modalities], torch.zeros_like(vector[:, modalities:])], dim=1)
 
 
+def shown(config: UNetConfig, aligned: bool) -> UNetConfig:
+    """The U-Net of a prior that sees latents, and beside them what they are on average where volumes are `aligned`."""
+    return replace(config, in_channels=config.in_channels * (1 + aligned))
+
+
 class MetadataEncoder(nn.Module):
     """values and known [B, P] -> [B, width]. Numbers enter as z-scores, categories and flags by embeddings with a state
     of their own for "not known", and the availability mask as it is.
@@ -123,13 +128,18 @@ class ConditionEmbedding(nn.Module):
 
 
 class Prior(nn.Module):
-    """The conditional U-Net: z_t [B, C, *spatial], t [B], vector [B, M + 2 P] -> what the denoiser predicts."""
+    """The conditional U-Net: z_t [B, C, *spatial], t [B], vector [B, M + 2 P] -> what the denoiser predicts.
+
+    Where volumes lie in one space (`normal`) it adds to a regression, and is shown what that expects: a network of
+    convolutions does not know where it is, and what is there in most people.
+    """
 
     def __init__(
         self, config: UNetConfig, modalities: int, schema: Schema, meta: int, normal: Normal | None = None
     ):  # fmt: skip
         super().__init__()
-        config = replace(config, vector=width_of(modalities, schema))
+        self.channels = config.in_channels
+        config = replace(shown(config, normal is not None), vector=width_of(modalities, schema))
         self.unet, self.normal = UNet(config), normal
         embed = config.embed or 4 * config.channels[0]
         widths = self.unet.embed.widths
@@ -141,9 +151,20 @@ class Prior(nn.Module):
         """What encodes the metadata, with the statistics of the training set."""
         return cast(ConditionEmbedding, self.unet.embed).metadata
 
-    def forward(self, z: Tensor, t: Tensor, vector: Tensor, *controls: Tensor) -> Tensor:
-        out = self.unet(z, t, vector=vector, controls=controls)
-        return out if self.normal is None else self.normal(out, z, t, vector)
+    def forward(self, z: Tensor, t: Tensor, vector: Tensor) -> Tensor:
+        return self.controlled(self.seen(z, vector), t, vector)
+
+    def seen(self, z: Tensor, vector: Tensor) -> Tensor:
+        """What the U-Net sees: z_t, and beside it what is expected of z_0 (`aligned`)."""
+        return z if self.normal is None else torch.cat([z, self.normal.expected(vector).to(z)], dim=1)
+
+    def controlled(self, seen: Tensor, t: Tensor, vector: Tensor, *controls: Tensor) -> Tensor:
+        """The prediction from what is `seen`, with what an adapter adds to skip connections and middle."""
+        out = self.unet(seen, t, vector=vector, controls=controls)
+        if self.normal is None:
+            return out
+        z, mean = seen.split(self.channels, dim=1)
+        return self.normal(out, z, mean, t, vector)
 
     def open(self, vector: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The variance of z_0 given z_t, if latents were normal: with the law they begin with, or else a unit one."""
@@ -171,18 +192,19 @@ class Adapter(nn.Module):
         self.embed = ConditionEmbedding(first, embed, widths, modalities, schema, meta)
         cell = config.patch**config.dims
         self.stem = conv(config.dims, config.in_channels * cell, first)
-        self.known = conv(config.dims, known_width(config.in_channels, modalities, estimate) * cell, first)
+        self.known = conv(config.dims, known_width(config.out_channels, modalities, estimate) * cell, first)
         self.encoder, self.middle = build(config, encoder), build(config, middle)
         outputs = [first, *(row.outputs for row in encoder), middle[-1].outputs]
         self.out = nn.ModuleList(zero(conv(config.dims, n, n, kernel=1)) for n in outputs)
         self.norm = group_norm(first, config.groups)
         self.direct = zero(conv(config.dims, first, config.out_channels * cell))
 
-    def forward(self, z: Tensor, t: Tensor, vector: Tensor, known: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What to add to the output of the U-Net, and to every skip connection and the middle."""
-        given, spatial, kind = iter(self.embed(t, vector)), z.shape[2:], z.dtype
-        z, known = (fold(self._fit(v), self.config.patch) for v in (z, known))
-        x = channels_last(self.stem(z) + self.known(known))
+    def forward(self, seen: Tensor, t: Tensor, vector: Tensor, known: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What to add to the output of the U-Net, and to every skip connection and the middle; `seen`: as the prior's
+        U-Net sees it."""
+        given, spatial, kind = iter(self.embed(t, vector)), seen.shape[2:], seen.dtype
+        seen, known = (fold(self._fit(v), self.config.patch) for v in (seen, known))
+        x = channels_last(self.stem(seen) + self.known(known))
         found = [x]
         for block in self.encoder:
             found.append(x := block(x, next(given), None))
@@ -222,12 +244,14 @@ class Controlled(nn.Module):
 
     def batch(self, z: Tensor, t: Tensor, vector: Tensor, known: Tensor) -> Tensor:
         """All samples at once."""
-        direct, controls = self.adapter(z, t, vector, known)
-        out, prior = self.prior.net(z, t, vector, *controls), self.prior
+        prior, net = self.prior, cast(Prior, self.prior.net)
+        seen = net.seen(z, vector)
+        direct, controls = self.adapter(seen, t, vector, known)
+        out = net.controlled(seen, t, vector, *controls)
         if self.estimate is None:
             return out + direct
         alpha, sigma = (expand(v, z) for v in prior.process.at(time_of(prior.process, t)))
         z = z.float()
         p = x0_from(out.float(), z, alpha, sigma, prior.prediction)
-        mean, lacks = self.estimate(p, known, cast(Prior, prior.net).open(vector, alpha, sigma))
+        mean, lacks = self.estimate(p, known, net.open(vector, alpha, sigma))
         return target(mean + lacks * direct.float(), z, alpha, sigma, prior.prediction)

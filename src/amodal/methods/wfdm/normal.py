@@ -54,15 +54,18 @@ class Normal(nn.Module):
         self.register_buffer("mean", torch.zeros(len(schema)))
         self.register_buffer("deviation", torch.ones(len(schema)))
 
-    def forward(self, out: Tensor, z: Tensor, t: Tensor, vector: Tensor) -> Tensor:
-        """The prediction, of what the network says."""
+    def forward(self, out: Tensor, z: Tensor, mean: Tensor, t: Tensor, vector: Tensor) -> Tensor:
+        """The prediction, of what the network says of z_t; `mean`: of z_0 by the regression (`expected`)."""
         kind, z = z.dtype, z.float()
-        which, values, known = self.split(vector)
-        mean = torch.einsum("bq,bq...->b...", self.regressors(values, known), self.slopes[which].float())
         alpha, sigma = (expand(v, z) for v in self.process.at(time_of(self.process, t)))
-        variance = self.variance[which].float()
-        z0 = around(mean, variance, z, alpha, sigma) + left(variance, alpha, sigma).sqrt() * out.float()
+        variance = self.variance[self.split(vector)[0]].float()
+        z0 = around(mean.float(), variance, z, alpha, sigma) + left(variance, alpha, sigma).sqrt() * out.float()
         return target(z0, z, alpha, sigma, self.prediction).to(kind)
+
+    def expected(self, vector: Tensor) -> Tensor:
+        """B x, what latents are on average for what is known: [B, C, *spatial]."""
+        which, values, known = self.split(vector)
+        return torch.einsum("bq,bq...->b...", self.regressors(values, known), self.slopes[which].float())
 
     def split(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Which modality [B], values and known [B, P]."""

@@ -34,7 +34,7 @@ from ...nn.unet import UNetConfig
 from . import learning
 from .estimate import Estimate
 from .learning import Learning
-from .network import Adapter, Controlled, Prior, condition, unconditional
+from .network import Adapter, Controlled, Prior, condition, shown, unconditional
 from .normal import Normal
 from .schema import Schema, encode
 
@@ -101,10 +101,11 @@ class WFDM(nn.Module):
         process, prediction, _ = SCHEMES[config.scheme]
         size = [-(-n // self.codec.factor) for n in config.size]
         normal = Normal(m, config.schema, config.codec.channels, size, process, prediction) if config.aligned else None
-        net = Prior(config.net, m, config.schema, config.meta, normal)
-        self.prior = Denoiser(net, process, prediction, norm=config.norm)
+        prior = Prior(config.net, m, config.schema, config.meta, normal)
+        self.prior = Denoiser(prior, process, prediction, norm=config.norm)
         self.estimate = Estimate(m, config.components, config.codec.channels) if config.components else None
-        self.adapter = Adapter(config.net, m, config.schema, config.meta, config.components > 0)
+        net = shown(config.net, config.aligned)
+        self.adapter = Adapter(net, m, config.schema, config.meta, config.components > 0)
         self.register_buffer("weights", torch.ones(m))  # how often a modality that is there is the target, relatively
 
     @property
