@@ -42,6 +42,7 @@ AGES = tuple(range(30, 86, 5))
 AGED = (30, 50, 70, 85)
 FIRST = 10  # noise
 MODALITIES = ("T1w", "T2w", "FLAIR")  # that are made and read
+SETTINGS = ("guidance", "texture", "eta")
 BRIGHT, SMOOTH = 1.5, 0.7  # times the median, voxels
 
 
@@ -262,8 +263,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--subjects", type=int, default=32, help=fitted)
     parser.add_argument("--aged", type=int, default=3, help="of those that check, how many are tried at other ages")
     parser.add_argument("--finer", type=int, default=2, help="how much finer they are simulated than the model's grid")
-    parser.add_argument("--guidance", type=float)
-    parser.add_argument("--texture", type=float)
+    for name in SETTINGS:
+        parser.add_argument(f"--{name}", type=float, help="in place of the model's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "controllability")
     return parser.parse_args()
@@ -272,7 +273,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     choice = options()
     model = load(choice.model, device=choice.device)
-    changed = {name: getattr(choice, name) for name in ("guidance", "texture") if getattr(choice, name) is not None}
+    changed = {name: getattr(choice, name) for name in SETTINGS if getattr(choice, name) is not None}
     model.method.config = dataclasses.replace(model.method.config, **changed)
     people = [virtual(i, model, choice.finer) for i in range(choice.subjects + choice.subjects // 2)]
     voxel = model.grid.spacing[0][0]
@@ -298,7 +299,7 @@ def main() -> None:
         "reader, ageing": aged,
     }
     config = model.method.config
-    about |= {"guidance": config.guidance, "texture": config.texture, "weights": model.sha256}
+    about |= {name: getattr(config, name) for name in SETTINGS} | {"weights": model.sha256}
     choice.out.with_suffix(".json").write_text(json.dumps({**about, "fields": table, "sweeps": found}, indent=1) + "\n")
     picture(found, table, choice.out.with_suffix(".png"))
 

@@ -33,7 +33,7 @@ from amodal.metrics.extractors import load as extractor_named
 from amodal.metrics.privacy import audit
 from amodal.model import Model, load
 
-SETTINGS = {"steps": int, "guidance": float, "texture": float}
+SETTINGS = {"steps": int, "guidance": float, "texture": float, "eta": float}
 Cohort = dict[str, dict[str, np.ndarray]]  # modality -> subject -> volume [0, 1]
 
 
@@ -171,10 +171,10 @@ def main() -> None:
         there, rows = real(model, choice.subjects, choice.finer)
         changed = {key: getattr(choice, key) for key in SETTINGS}
         made, seconds = generated(model, rows, choice.keep / name, changed)
-        config = model._with(**changed).config
+        used = model._with(**changed)
         result = {
             "name": name, "weights": model.sha256, "subjects": choice.subjects,
-            **{key: getattr(config, key) for key in SETTINGS}, "sampler": model.method.sampler,
+            **{key: getattr(used.config, key) for key in SETTINGS}, "sampler": used.sampler,
             "seconds a volume": seconds,
             "generated": compare(made, there), "codec": compare(coded(model, there), there),
             "copies": copies(made, choice.training, there) if choice.training else {},

@@ -91,6 +91,17 @@ def test_a_grid_is_pinned():
     assert COSINE.grid(4).tolist() == [1000, 750, 500, 250, 0]
     assert SCALED.grid(3).tolist() == [500, 333, 167, 0]
     assert RectifiedFlow().grid(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    torch.testing.assert_close(RectifiedFlow(3).grid(4), torch.tensor([1, 0.9, 0.75, 0.5, 0]))
+
+
+def test_a_shifted_flow_trains_where_it_walks():
+    """t = s u / (1 + (s - 1) u) of uniform u: half of the times lie above s / (1 + s)."""
+    t = RectifiedFlow(3).draw(torch.linspace(0, 1, 1001)[:-1])
+    assert t[0] == 1 and t.min() > 0 and (t > 0.75).float().mean() == pytest.approx(0.5, abs=1e-2)
+    alpha, sigma = RectifiedFlow(3).at(t)
+    assert torch.equal(alpha + sigma, torch.ones_like(t)) and torch.equal(sigma, t)  # the path is the same
+    with pytest.raises(InputError, match="shift=0: choose a number above 0; 1 is no shift"):
+        RectifiedFlow(0)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])

@@ -505,6 +505,27 @@ def test_only_what_is_wanted_is_generated():
     assert torch.equal(some[:, 2], every[:, 2]) and (some[:, [0, 1, 3]] == -1).all()
 
 
+def test_new_noise_in_every_step_belongs_to_the_sample():
+    """eta = 1 is another image than eta = 0 from one noise, and the same whatever the chunk; nothing else hears it."""
+    found = {}
+    for eta in (None, 0.0, 1.0):
+        for chunk in (1, 4):
+            found[eta, chunk] = build(steps=4, eta=eta, chunk=chunk).generate(1, (16, 16, 16), Rng.of(5, 1))
+    assert torch.equal(found[None, 4], found[0.0, 4])
+    for eta in (0.0, 1.0):
+        torch.testing.assert_close(found[eta, 1], found[eta, 4], atol=1e-5, rtol=1e-5)
+    assert (found[1.0, 4] - found[0.0, 4]).std() > 0.1 * found[0.0, 4].std()
+    assert build(eta=0.5).sampler == "rflow-ddim-eta0.5"
+    with pytest.raises(InputError, match="eta=1: choose 0 to 1, with solver=ddim"):
+        build(eta=1.0, solver="heun")
+
+
+def test_only_a_flow_has_times_to_shift():
+    assert build(shift=3.0).prior.process == RectifiedFlow(3.0) and build().prior.process == RectifiedFlow()
+    with pytest.raises(InputError, match="shift=2: ddpm-cosine has fixed times; leave it 1, or choose scheme=rflow"):
+        build(shift=2.0, scheme="ddpm-cosine")
+
+
 @pytest.mark.parametrize("scheme, solver", [("rflow", "heun"), ("rflow", "multistep"), ("ddpm-cosine", "ddim")])
 def test_solvers_and_schemes_generate(scheme, solver):
     method = build(scheme=scheme, solver=solver, steps=3)

@@ -98,23 +98,36 @@ def _tables(process: DDPM, device: torch.device) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """The straight path from noise to image, t in [0, 1]; DDIM with eta = 0 on it is Euler's method."""
+    """The straight path from noise to image, t in [0, 1]; DDIM with eta = 0 on it is Euler's method.
+
+    `shift`: how far times lean to noise, in training and in the grid (Esser et al. 2024, Eq. 23; 1: not at all). Of
+    a large image much shows through noise in which a small one is lost.
+    """
+
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.shift <= 0:
+            raise InputError(f"shift={self.shift:g}: choose a number above 0; 1 is no shift.")
 
     @property
     def end(self) -> float:
         return 1.0
+
+    def _lean(self, t: Tensor) -> Tensor:
+        return self.shift * t / (1 + (self.shift - 1) * t)
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.float()
         return 1 - t, t
 
     def draw(self, u: Tensor) -> Tensor:
-        return 1 - u  # (0, 1]: time 0 is clean, there is nothing to learn
+        return self._lean(1 - u)  # (0, 1]: time 0 is clean, there is nothing to learn
 
     def grid(self, steps: int) -> Tensor:
         if steps < 1:
             raise InputError(f"steps={steps}: choose at least 1.")
-        return torch.linspace(1, 0, steps + 1)
+        return self._lean(torch.linspace(1, 0, steps + 1))
 
     def label(self, t: Tensor) -> Tensor:
         return t * 1000 - 1  # DDPM's convention too: the clean image is at -1

@@ -52,11 +52,12 @@ SCHEMES: dict[str, tuple[Process, Prediction, float]] = {
 @dataclass(frozen=True)
 class Config:
     """`size`, `spacing`: of the volumes (voxels, mm). `meta`: width of the metadata's embedding. `norm`: of the prior's
-    loss. `steps`: of a draw. `guidance`: how far what is known of the subject is stressed (1: as learned).
-    `texture`: spread of the noise that a generated volume begins from, in those channels of the latent that move the
-    image least (1: as it is, less: smoother). `aligned`: the prior adds to a regression of latents (`Normal`).
-    `components`: of the mixture whose estimate of a target a completion begins with (0: none). `stages`: those that are
-    trained. `chunk`: volumes per evaluation.
+    loss. `shift`: of a rectified flow's times. `steps`: of a draw. `eta`: how much of the noise is new in each (0:
+    none, 1: ancestral, None: as the scheme has it; ddim only). `guidance`: how far what is known of the subject is
+    stressed (1: as learned). `texture`: spread of the noise that a generated volume begins from, in those channels of
+    the latent that move the image least (1: as it is, less: smoother). `aligned`: the prior adds to a regression of
+    latents (`Normal`). `components`: of the mixture whose estimate of a target a completion begins with (0: none).
+    `stages`: those that are trained. `chunk`: volumes per evaluation.
     """
 
     modalities: tuple[str, ...]
@@ -68,8 +69,10 @@ class Config:
     meta: int = 128
     scheme: Literal["rflow", "ddpm-cosine", "ddpm-scaled-linear"] = "rflow"
     norm: Norm = "l2"
+    shift: float = 1.0
     steps: int = 50
     solver: Literal["ddim", "heun", "multistep"] = "ddim"
+    eta: float | None = None
     guidance: float = 1.0
     texture: float = 1.0
     aligned: bool = False
@@ -77,6 +80,14 @@ class Config:
     stages: tuple[Literal["codec", "prior", "adapter"], ...] = ("codec", "prior", "adapter")
     learning: Learning = field(default_factory=Learning)
     chunk: int = 4
+
+    def __post_init__(self) -> None:
+        if self.shift != 1 and self.scheme != "rflow":
+            raise InputError(
+                f"shift={self.shift:g}: {self.scheme} has fixed times; leave it 1, or choose scheme=rflow."
+            )
+        if self.eta is not None and not (0 <= self.eta <= 1 and self.solver == "ddim"):
+            raise InputError(f"eta={self.eta:g}: choose 0 to 1, with solver=ddim.")
 
 
 class WFDM(nn.Module):
@@ -99,6 +110,7 @@ class WFDM(nn.Module):
         self.features = random_features(config.codec.dims, widths=learn.features)
         self.memo = Memo()
         process, prediction, _ = SCHEMES[config.scheme]
+        process = process if config.shift == 1 else RectifiedFlow(config.shift)
         size = [-(-n // self.codec.factor) for n in config.size]
         normal = Normal(m, config.schema, config.codec.channels, size, process, prediction) if config.aligned else None
         prior = Prior(config.net, m, config.schema, config.meta, normal)
@@ -115,7 +127,8 @@ class WFDM(nn.Module):
 
     @property
     def sampler(self) -> str:
-        return f"{self.config.scheme}-{self.config.solver}"
+        eta = self.config.eta
+        return f"{self.config.scheme}-{self.config.solver}" + ("" if eta is None else f"-eta{eta:g}")
 
     def encode_metadata(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Rows of a table -> `values` and `known` [B, P]."""
@@ -291,7 +304,8 @@ class WFDM(nn.Module):
         self, vector: Tensor, rng: Rng, size: Sequence[int], progress: Progress | None, known: Tensor | None = None
     ) -> Tensor:
         """One volume [n, 1, ...] a row of `vector`, all of one subject and from one noise."""
-        config, (process, _, eta) = self.config, SCHEMES[self.config.scheme]
+        config, process = self.config, self.prior.process
+        eta = SCHEMES[config.scheme][2] if config.eta is None else config.eta
         noise, later = (Rng(rng.fork(name).seeds * len(vector)) for name in ("latent", "ancestral"))
         z = noise.normal(self.codec.channels, *size).to(vector.device)
         if known is None:
