@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,38 @@ def test_training_goes_on_where_it_stopped(run, dataset, tmp_path):
     about = json.loads((tmp_path / "run" / "model.json").read_text())
     assert about["modalities"] == ["T1w", "T1Gd", "T2w"]  # what the dataset has
     assert set(about["card"]["baselines"]["regression"]) == {"T1w", "T1Gd", "T2w"}
+
+
+TWICE = """
+import os, sys
+from pathlib import Path
+from amodal.cli.app import main
+from amodal.model import Model
+from amodal.train import machine
+rank, save, notes = os.environ.get("LOCAL_RANK", "0"), Model.save, Path(__file__).parent
+machine.devices = lambda device: ("cpu", 2)
+Model.save = lambda *given: ((notes / f"saved by {rank}").touch(), save(*given))
+code = main(sys.argv[1:])
+(notes / f"{rank} ended with {code}").touch()
+sys.exit(code)
+"""
+
+
+def test_two_processes_leave_one_model(run, cohort, study, tmp_path):
+    """As on two GPUs: the second process is started by the same command, and only the first writes."""
+    (tmp_path / "twice.py").write_text(TWICE)
+    words = ["train", "any2all", cohort, "--out", tmp_path / "run", *TINY, "--set", "steps=2", "-q"]
+    words = [sys.executable, tmp_path / "twice.py", *words, "--report", tmp_path / "run.json"]
+    done = subprocess.run(list(map(str, words)), env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    for _ in range(300):  # the first does not wait for the second
+        if (tmp_path / "1 ended with 0").exists():
+            break
+        time.sleep(0.1)
+    assert {p.name for p in tmp_path.glob("* *")} == {"saved by 0", "0 ended with 0", "1 ended with 0"}
+    assert [e["status"] for e in json.loads((tmp_path / "run.json").read_text())["subjects"]] == ["done"]
+    code, _, err = run("complete", study, tmp_path / "out", "--model", tmp_path / "run", "-q")
+    assert code == 0, err  # the weights are those that model.json states
 
 
 def test_training_leaves_out_what_is_damaged(run, dataset, tmp_path):

@@ -75,7 +75,7 @@ def run(job: Job) -> FitResult:
     torch.manual_seed(seed_of(job.plan.seed, "weights"))
     net = METHODS[job.method].build(config)
     asked = {k: v for k, v in vars(job).items() if k not in ("plan", "report", "quiet")}
-    record = Record(job.report, {**asked, **vars(job.plan)})
+    record = Record(job.report if _first() else None, {**asked, **vars(job.plan)})
     with record, record.subject("training", [job.dataset], alone=True) as entry:
         grid = METHODS[job.method].grid(config)
         cache = _cache(sources, grid, config, job, entry)
@@ -94,11 +94,12 @@ def run(job: Job) -> FitResult:
             validate=Validation(cache.only(*held), job.plan.seed) if held else None,
             quiet=job.quiet,
         )
-        card = _card(job.dataset, learn, held, done) | ABOUT.get(job.method, lambda net: {})(net)
-        outlines = Outlines.of(learn) if net.dims == 2 else None
-        model = Model(job.method, net, grid, learn.windows(), card, quantities=learn.quantities, outlines=outlines)
-        model.save(job.out)
-        entry.outputs.append(str(job.out))
+        if _first():  # the others of several processes hold the same weights
+            card = _card(job.dataset, learn, held, done) | ABOUT.get(job.method, lambda net: {})(net)
+            outlines = Outlines.of(learn) if net.dims == 2 else None
+            model = Model(job.method, net, grid, learn.windows(), card, quantities=learn.quantities, outlines=outlines)
+            model.save(job.out)
+            entry.outputs.append(str(job.out))
     return done
 
 
