@@ -186,9 +186,9 @@ def main() -> None:
         table(result["codec"])
         for m, found in result["copies"].items():
             print(m, "; ".join(verdict["words"] for verdict in found["verdicts"]))
-        file = choice.out / name.replace(" ", "_").replace(",", "")
-        file.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        picture(made, there, rows, file.with_suffix(".png"))
+        stem = name.replace(" ", "_").replace(",", "")
+        (choice.out / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
+        picture(made, there, rows, choice.out / f"{stem}.png")
 
 
 if __name__ == "__main__":
