@@ -273,8 +273,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     choice = options()
     model = load(choice.model, device=choice.device)
-    changed = {name: getattr(choice, name) for name in SETTINGS if getattr(choice, name) is not None}
-    model.method.config = dataclasses.replace(model.method.config, **changed)
+    model.method.config = model._with(**{name: getattr(choice, name) for name in SETTINGS}).config
     people = [virtual(i, model, choice.finer) for i in range(choice.subjects + choice.subjects // 2)]
     voxel = model.grid.spacing[0][0]
     reader, unseen = learn(people[: choice.subjects], voxel), people[choice.subjects :]
