@@ -540,7 +540,7 @@ def test_guidance_goes_from_without_to_with():
         method = build(guidance=weight)
         vector = vector_of(method, 0, age=40, tumour="yes")
         z, t = Rng.of(0, 1).normal(4, 4, 4, 4), torch.tensor([0.7])
-        found[weight] = method._denoise(vector, None)(z, t)
+        found[weight] = method._denoise(method.prior, vector, ())(z, t)
     bare = method.prior(z, t, network.unconditional(vector, M))
     assert torch.allclose(found[0.0], bare, atol=1e-6)
     assert torch.allclose(found[3.0], bare + 3 * (found[1.0] - bare), atol=1e-5)
@@ -555,7 +555,7 @@ def test_texture_is_of_what_moves_the_image_least():
     def drawn(texture, linear=True):
         codec = dataclasses.replace(TINY.codec, linear=linear)
         method = build(codec=codec, texture=texture, steps=1)
-        method._denoise = lambda vector, known: lambda z, t: seen.append(z) or z
+        method._denoise = lambda net, vector, beside: lambda z, t: seen.append(z) or z
         method.generate(1, (16, 16, 16), Rng.of(0, 1))
         method.complete(batch(1, absent=(0,)), Rng.of(0, 1))
         return [z.clone() for z in seen[-2:]]

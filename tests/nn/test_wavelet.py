@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amodal.nn.layout import CHANNELS_LAST
-from amodal.nn.wavelet import bands, haar, unhaar
+from amodal.nn.wavelet import bands, haar, low, unhaar, with_low
 
 SHAPES = pytest.mark.parametrize("shape", [(2, 1, 8, 6), (1, 3, 4, 10), (2, 1, 8, 6, 4), (1, 4, 2, 4, 6)], ids=str)
 
@@ -77,3 +77,13 @@ def test_the_inverse_keeps_the_layout_of_what_it_is_given(shape):
     x = haar(torch.randn(shape))
     plain, last = unhaar(x.contiguous()), unhaar(x.contiguous(memory_format=layout))
     assert plain.is_contiguous() and last.is_contiguous(memory_format=layout) and torch.equal(plain, last)
+
+
+@SHAPES
+def test_the_low_band_can_be_exchanged(shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    whole, channels = haar(x), shape[1]
+    band = torch.randn_like(low(x))
+    assert torch.equal(low(x), whole[:, :channels])
+    assert torch.allclose(haar(with_low(x, band)), torch.cat([band, whole[:, channels:]], dim=1), atol=1e-13)
+    assert torch.allclose(with_low(x, low(x)), x, atol=1e-13)

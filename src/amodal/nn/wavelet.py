@@ -9,6 +9,7 @@ import itertools
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .layout import CHANNELS_LAST
 
@@ -46,3 +47,14 @@ def unhaar(x: Tensor) -> Tensor:
         low, high = x.chunk(2, dim=at)
         x = torch.stack([low - high, low + high], dim=axis + 1).flatten(axis, axis + 1)
     return x.movedim(at, 1) * 2 ** (-dims / 2)
+
+
+def low(x: Tensor) -> Tensor:
+    """The first band of `haar` by itself: [B, C, *spatial], sizes even -> [B, C, *spatial / 2]."""
+    return haar(x)[:, : x.shape[1]]
+
+
+def with_low(x: Tensor, band: Tensor) -> Tensor:
+    """x [B, C, *spatial] with another first band, [B, C, *spatial / 2]; all other bands stay."""
+    change = (band - low(x)) * 2 ** (-(x.ndim - 2) / 2)
+    return x + F.interpolate(change, scale_factor=2.0, mode="nearest")

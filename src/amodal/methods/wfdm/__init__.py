@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...codecs.wavelet_fusion import WaveletConfig
 from ...core.contract import Grid
 from ...nn.unet import UNetConfig
+from ...nn.wavelet import low
 from . import asking as asking
 from .learning import Learning
 from .network import Adapter, known_width, width_of
@@ -133,8 +134,10 @@ def networks(config: Config) -> dict[str, tuple[nn.Module, tuple[torch.Tensor, .
         z, t = torch.empty(1, config.codec.channels, *size), torch.zeros(1)
         vector = torch.zeros(1, width_of(m, config.schema))
         known = torch.empty(1, known_width(config.codec.channels, m, config.components > 0), *size)
+        drawn_first = {} if method.coarse is None else {"coarse": (method.coarse.net, (low(z), t, vector))}
         return {
             "codec": (_Reconstruct(method), (torch.empty(1, 1, *config.size),)),
+            **drawn_first,
             "prior": (method.prior.net, (z, t, vector)),
             "adapter": (_Adapt(method.adapter), (method.net.seen(z, vector), t, vector, known)),
         }

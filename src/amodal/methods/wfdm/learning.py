@@ -15,6 +15,7 @@ from ...codecs.losses import kl, l1, maker_loss, perceptual
 from ...core.contract import Batch
 from ...core.rng import Rng
 from ...nn.critic import judged
+from ...nn.wavelet import low, with_low
 
 GAME = "log"  # section 2.5.1
 
@@ -25,8 +26,10 @@ class Learning:
     `adversarial`. `features`: widths of the fixed network of the perceptual loss. `crop`: voxels of the codec's
     sub-volumes (0: the whole axis). `balance`: how far rare modalities are the target more often (0: as they come, 1:
     inversely to their number). `drop`: how often nothing is told of the subject; `thin`: how often a random part of it.
-    `at_once`: how often the adapter learns at pure noise, where the posterior mean is read. `shares`: of the time, and
-    `rates` of learning, for codec, prior and adapter.
+    `whole`: how often a prior learns without the low band that a coarse one draws; `loose`: noise on it where it is
+    given, in units of what the regression leaves open, for a drawn one is never quite right. `at_once`: how often the
+    adapter learns at pure noise, where the posterior mean is read. `shares`: of the time, and `rates` of learning, for
+    codec, prior (with the coarse one) and adapter.
     """
 
     kl: float = 1e-7
@@ -39,6 +42,8 @@ class Learning:
     balance: float = 1.0
     drop: float = 0.1
     thin: float = 0.3
+    whole: float = 0.25
+    loose: float = 0.1
     at_once: float = 0.25
     shares: tuple[float, float, float] = (1.0, 1.0, 1.0)
     rates: tuple[float, float, float] = (1e-4, 2e-4, 2e-4)
@@ -102,6 +107,16 @@ def drop(known: Tensor, learning: Learning, rng: Rng) -> Tensor:
     u = rng.fork("drop").uniform(3 + known.shape[1]).to(known.device)
     keep = (u[:, 3:] < u[:, 2:3]) | (u[:, 1:2] >= learning.thin)
     return known & keep & (u[:, :1] >= learning.drop)
+
+
+def given_low(z: Tensor, variance: Tensor, learning: Learning, rng: Rng) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Latents [B, C, *spatial] to learn from, and their low band where the prior is given it. That has some noise then,
+    of the `variance` [B, C, *spatial / 2] that is left open, and so have the latents."""
+    if rng.fork("whole").uniform()[0] < learning.whole:
+        return z, ()
+    band = low(z)
+    band = band + learning.loose * variance.sqrt() * rng.fork("loose").normal_like(band)
+    return with_low(z, band), (band,)
 
 
 def given(batch: Batch, target: Tensor, method: Any, rng: Rng) -> Tensor:

@@ -9,6 +9,7 @@ The condition travels as one vector [B, M + 2 P]: modality (one of M), values d,
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import cast
 
@@ -131,7 +132,8 @@ class Prior(nn.Module):
     """The conditional U-Net: z_t [B, C, *spatial], t [B], vector [B, M + 2 P] -> what the denoiser predicts.
 
     Where volumes lie in one space (`normal`) it adds to a regression, and is shown what that expects: a network of
-    convolutions does not know where it is, and what is there in most people.
+    convolutions does not know where it is, and what is there in most people. There it can be given the low `band` of
+    z_0 too, [B, C, *spatial / 2]: that is then part of what is expected, and it predicts the details.
     """
 
     def __init__(
@@ -151,20 +153,32 @@ class Prior(nn.Module):
         """What encodes the metadata, with the statistics of the training set."""
         return cast(ConditionEmbedding, self.unet.embed).metadata
 
-    def forward(self, z: Tensor, t: Tensor, vector: Tensor) -> Tensor:
-        return self.controlled(self.seen(z, vector), t, vector)
+    def forward(self, z: Tensor, t: Tensor, vector: Tensor, band: Tensor | None = None) -> Tensor:
+        return self.controlled(self.seen(z, vector, band), t, vector, band=band)
 
-    def seen(self, z: Tensor, vector: Tensor) -> Tensor:
+    def seen(self, z: Tensor, vector: Tensor, band: Tensor | None = None) -> Tensor:
         """What the U-Net sees: z_t, and beside it what is expected of z_0 (`aligned`)."""
-        return z if self.normal is None else torch.cat([z, self.normal.expected(vector).to(z)], dim=1)
+        return z if self.normal is None else torch.cat([z, self.normal.expected(vector, band).to(z)], dim=1)
 
-    def controlled(self, seen: Tensor, t: Tensor, vector: Tensor, *controls: Tensor) -> Tensor:
+    def controlled(
+        self, seen: Tensor, t: Tensor, vector: Tensor, *controls: Tensor, band: Tensor | None = None
+    ) -> Tensor:
         """The prediction from what is `seen`, with what an adapter adds to skip connections and middle."""
         out = self.unet(seen, t, vector=vector, controls=controls)
         if self.normal is None:
             return out
         z, mean = seen.split(self.channels, dim=1)
-        return self.normal(out, z, mean, t, vector)
+        return self.normal(out, z, mean, t, vector, band)
+
+    def fit(
+        self, values: Tensor, known: Tensor,
+        latents: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]],
+    ) -> None:  # fmt: skip
+        """Take the statistics of a training set's table [N, P], and of its latents (`Normal.fit`) if wanted."""
+        told = self.metadata
+        told.fit(values, known)
+        if self.normal is not None:
+            self.normal.fit(latents(), told.mean, told.deviation)
 
     def open(self, vector: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The variance of z_0 given z_t, if latents were normal: with the law they begin with, or else a unit one."""

@@ -4,6 +4,7 @@ subject. Beyond the paper: an adapter that shows the frozen diffusion what the s
     z = s_z E(x)             codec: 4 channels at a quarter of the size, one modality at a time
     c = (tau, d, r)          target modality, values, availability                                          Eq. 3
     v(z_t, t, c)             prior: the velocity of a rectified flow, 50 Euler steps (or v of a DDPM, 1000)
+    v(z_t, t, c, LLL z)      beyond the paper (`coarse`): the latent's low band is drawn first, by a prior of its own
     v(z_t, t, c, z_known)    adapter: ControlNet with the latents of any subset of the subject's modalities, begun
                              with what every voxel says of the target by itself (`Estimate`)
 
@@ -13,7 +14,7 @@ Stages: `codec` (against a critic), `prior` (codec frozen), `adapter` (both froz
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -31,6 +32,7 @@ from ...diffusion.samplers import ddim, heun, multistep
 from ...nn.critic import Critic
 from ...nn.layout import crop_to, pad_to
 from ...nn.unet import UNetConfig
+from ...nn.wavelet import low
 from . import learning
 from .estimate import Estimate
 from .learning import Learning
@@ -56,8 +58,10 @@ class Config:
     none, 1: ancestral, None: as the scheme has it; ddim only). `guidance`: how far what is known of the subject is
     stressed (1: as learned). `texture`: spread of the noise that a generated volume begins from, in those channels of
     the latent that move the image least (1: as it is, less: smoother). `aligned`: the prior adds to a regression of
-    latents (`Normal`). `components`: of the mixture whose estimate of a target a completion begins with (0: none).
-    `stages`: those that are trained. `chunk`: volumes per evaluation.
+    latents (`Normal`). `coarse`: widths of a second, smaller prior, of the latents' low Haar band; a generated volume's
+    is drawn first, and the prior draws the details (aligned only; (): none). `components`: of the mixture whose
+    estimate of a target a completion begins with (0: none). `stages`: those that are trained. `chunk`: volumes per
+    evaluation.
     """
 
     modalities: tuple[str, ...]
@@ -76,6 +80,7 @@ class Config:
     guidance: float = 1.0
     texture: float = 1.0
     aligned: bool = False
+    coarse: tuple[int, ...] = ()
     components: int = 0
     stages: tuple[Literal["codec", "prior", "adapter"], ...] = ("codec", "prior", "adapter")
     learning: Learning = field(default_factory=Learning)
@@ -88,6 +93,8 @@ class Config:
             )
         if self.eta is not None and not (0 <= self.eta <= 1 and self.solver == "ddim"):
             raise InputError(f"eta={self.eta:g}: choose 0 to 1, with solver=ddim.")
+        if self.coarse and not self.aligned:
+            raise InputError(f"coarse={list(self.coarse)}: only for volumes in one space; set aligned=true.")
 
 
 class WFDM(nn.Module):
@@ -109,12 +116,14 @@ class WFDM(nn.Module):
         self.critic = Critic(config.codec.dims, 1, learn.critic_width, learn.critic_layers, norm="group")
         self.features = random_features(config.codec.dims, widths=learn.features)
         self.memo = Memo()
-        process, prediction, _ = SCHEMES[config.scheme]
-        process = process if config.shift == 1 else RectifiedFlow(config.shift)
         size = [-(-n // self.codec.factor) for n in config.size]
-        normal = Normal(m, config.schema, config.codec.channels, size, process, prediction) if config.aligned else None
-        prior = Prior(config.net, m, config.schema, config.meta, normal)
-        self.prior = Denoiser(prior, process, prediction, norm=config.norm)
+        if config.coarse and (odd := [n for n in size if n % 2]):
+            raise InputError(
+                f"size={list(config.size)}: with a coarse prior every side has to be a multiple of "
+                f"{2 * self.codec.factor}; {odd[0]} cells of the latent have no half."
+            )
+        self.prior = denoiser(config, config.net, size)
+        self.coarse = denoiser(config, coarse(config), [n // 2 for n in size], True) if config.coarse else None
         self.estimate = Estimate(m, config.components, config.codec.channels) if config.components else None
         net = shown(config.net, config.aligned)
         self.adapter = Adapter(net, m, config.schema, config.meta, config.components > 0)
@@ -139,7 +148,7 @@ class WFDM(nn.Module):
     def stages(self) -> tuple[Stage, ...]:
         codec = Player("codec", self.codec.parameters, lambda out: learning.codec_loss(self, out))
         critic = Player("critic", self.critic.parameters, lambda out: learning.critic_loss(self, out))
-        prior = Player("prior", self.prior.parameters)
+        prior = Player("prior", lambda: [*self.prior.parameters(), *(self.coarse.parameters() if self.coarse else ())])
         adapter = Player("adapter", self.adapter.parameters)
         parts, rates = self.config.learning.shares, self.config.learning.rates
         every = {
@@ -156,8 +165,14 @@ class WFDM(nn.Module):
 
     def _prior(self, batch: Batch, rng: Rng) -> Tensor:
         x, target = learning.pick(batch, self.weights, rng)
-        vector = self._condition(batch, target, rng)
-        return self.prior.loss(self.encode(x), rng, vector, where=self.codec.influence)
+        vector, z, where = self._condition(batch, target, rng), self.encode(x), self.codec.influence
+        if self.coarse is None:
+            return self.prior.loss(z, rng, vector, where=where)
+        lower = self.coarse.loss(low(z), rng.fork("coarse"), vector, where=where)
+        zero = torch.zeros((), device=z.device)
+        left_open = cast(Prior, self.coarse.net).open(vector, zero, 1 - zero)
+        z, band = learning.given_low(z, left_open, self.config.learning, rng)
+        return lower + self.prior.loss(z, rng, vector, *band, where=where)
 
     def _adapter(self, batch: Batch, rng: Rng) -> Tensor:
         x, target = learning.pick(batch, self.weights, rng)
@@ -203,10 +218,10 @@ class WFDM(nn.Module):
         self.codec.calibrate(images())
         tables = [self._metadata(batch.metadata, len(batch)) for batch in learning.some(data, 256)]
         values, known = (torch.cat(parts).cpu() for parts in zip(*tables))
-        told = self.net.metadata
-        told.fit(values, known)
-        if self.net.normal is not None:
-            self.net.normal.fit(self._latents(data), told.mean, told.deviation)
+        self.net.fit(values, known, lambda: self._latents(data))
+        if self.coarse is not None:
+            lower = ((low(z), which, values, known) for z, which, values, known in self._latents(data))
+            cast(Prior, self.coarse.net).fit(values, known, lambda: lower)
 
     def _latents(self, data: Data) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Latents of the first of the training set, which modality each is of, and what is known of its subject."""
@@ -304,25 +319,36 @@ class WFDM(nn.Module):
         self, vector: Tensor, rng: Rng, size: Sequence[int], progress: Progress | None, known: Tensor | None = None
     ) -> Tensor:
         """One volume [n, 1, ...] a row of `vector`, all of one subject and from one noise."""
-        config, process = self.config, self.prior.process
-        eta = SCHEMES[config.scheme][2] if config.eta is None else config.eta
         noise, later = (Rng(rng.fork(name).seeds * len(vector)) for name in ("latent", "ancestral"))
         z = noise.normal(self.codec.channels, *size).to(vector.device)
-        if known is None:
-            weight = self.codec.influence
-            z = z * config.texture ** (1 - weight / weight.max())
-        denoise, times = self._denoise(vector, known), process.grid(config.steps)
+        if known is not None:
+            return self.codec.decode(self._solve(self._joint(), z, vector, (known,), later, progress))
+        weight = self.codec.influence
+        z, parts = z * self.config.texture ** (1 - weight / weight.max()), 1
+        beside: tuple[Tensor, ...] = ()
+        if self.coarse is not None:  # from the low band of the same noise
+            parts, first = 2, share(progress, 0, 2)
+            beside = (self._solve(self.coarse, low(z), vector, (), later.fork("coarse"), first),)
+        last = share(progress, parts - 1, parts)
+        return self.codec.decode(self._solve(self.prior, z, vector, beside, later, last))
+
+    def _solve(
+        self, net: Denoiser, z: Tensor, vector: Tensor, beside: tuple[Tensor, ...], later: Rng,
+        progress: Progress | None,
+    ) -> Tensor:  # fmt: skip
+        """From noise z to a latent; `later`: the noise of the steps; `beside`: what the network is given besides."""
+        config, process = self.config, self.prior.process
+        eta = SCHEMES[config.scheme][2] if config.eta is None else config.eta
+        denoise, times = self._denoise(net, vector, beside), process.grid(config.steps)
         solvers: dict[str, Callable[[], Tensor]] = {
             "ddim": lambda: ddim(denoise, process, z, times, later, eta, progress),
             "heun": lambda: heun(denoise, process, z, times, progress),
             "multistep": lambda: multistep(denoise, process, z, times, progress),
         }
-        return self.codec.decode(solvers[config.solver]())
+        return solvers[config.solver]()
 
-    def _denoise(self, vector: Tensor, known: Tensor | None) -> Denoise:
+    def _denoise(self, net: Denoiser, vector: Tensor, beside: tuple[Tensor, ...]) -> Denoise:
         """The denoiser of these conditions, with classifier-free guidance (Ho & Salimans 2022) if it is asked for."""
-        net = self.prior if known is None else self._joint()
-        beside = () if known is None else (known,)
         bare, guidance = unconditional(vector, len(self.modalities)), self.config.guidance
         if guidance == 1 or torch.equal(bare, vector):
             return lambda z, t: net(z, t, vector, *beside)
@@ -332,3 +358,20 @@ class WFDM(nn.Module):
             return without + guidance * (net(z, t, vector, *beside) - without)
 
         return guided
+
+
+def denoiser(config: Config, net: UNetConfig, size: Sequence[int], coarse: bool = False) -> Denoiser:
+    """An untrained prior of latents of that size, or of their low band."""
+    process, prediction, _ = SCHEMES[config.scheme]
+    process = process if config.shift == 1 else RectifiedFlow(config.shift)
+    m, normal = len(config.modalities), None
+    if config.aligned:
+        parted = bool(config.coarse) and not coarse
+        normal = Normal(m, config.schema, config.codec.channels, size, process, prediction, parted)
+    prior = Prior(net, m, config.schema, config.meta, normal)
+    return Denoiser(prior, process, prediction, norm=config.norm)
+
+
+def coarse(config: Config) -> UNetConfig:
+    """The U-Net of the low band, with attention at all levels but its finest."""
+    return replace(config.net, channels=config.coarse, attention=(False, *[True] * (len(config.coarse) - 1)))

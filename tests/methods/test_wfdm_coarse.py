@@ -1,0 +1,166 @@
+"""WFDM in two steps: the latent's low band by a coarse prior, then the details (not in the paper)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from amodal.core.errors import InputError
+from amodal.core.rng import Rng
+from amodal.methods import wfdm
+from amodal.methods.wfdm import learning
+from amodal.nn.wavelet import haar, low, unhaar, with_low
+
+from .test_wfdm import TINY, M, batch, build, vector_of
+
+SIZE = (16, 16, 16)
+
+
+def coarse(trained=True, **settings):
+    return build(trained, aligned=True, coarse=(16, 16), **settings)
+
+
+def latents(n, broad=3.0, fine=0.5, seed=0):
+    """Latents [n, 4, 4, 4, 4] whose low band has one spread and whose details have another, around a mean of 1."""
+    bands = Rng.of(seed, n, "bands").normal(32, 2, 2, 2)
+    bands[:, :4] *= broad
+    bands[:, 4:] *= fine
+    return unhaar(bands) + 1
+
+
+def fit(method, n=1200):
+    """The laws of both priors, of one modality, of volumes whose mean a flag moves."""
+    rows = [{"tumour": "yes" if i % 2 else "no"} for i in range(n)]
+    table = method.encode_metadata(rows)
+    z = latents(n) + torch.tensor([0.0, 2.0])[torch.arange(n) % 2].reshape(n, 1, 1, 1, 1)
+    part = (z, torch.zeros(n, dtype=torch.long), table["values"], table["known"])
+    method.net.fit(part[2], part[3], lambda: [part])
+    method.coarse.net.fit(part[2], part[3], lambda: [(low(z), *part[1:])])
+    return method
+
+
+def test_both_laws_are_of_what_each_draws():
+    """The coarse prior begins from the law of the low band; where that is given, the prior from that of the details."""
+    method = fit(coarse(trained=False))
+    law, lower = method.net.normal, method.coarse.net.normal
+    assert lower.variance[0].mean().item() == pytest.approx(9.0, rel=0.1)
+    assert law.rest[0].mean().item() == pytest.approx(0.25 * 7 / 8, rel=0.05)  # seven of eight bands are details
+    assert law.variance[0].mean().item() == pytest.approx(9.0 / 8 + 0.25 * 7 / 8, rel=0.1)
+    vector = vector_of(method, 0, tumour="yes")
+    torch.testing.assert_close(lower.expected(vector), low(law.expected(vector)), atol=0.05, rtol=0.02)
+    assert method.coarse.net.metadata.counts.equal(method.net.metadata.counts)
+    assert not hasattr(build(aligned=True).net.normal, "rest")  # a prior that draws all of it has no use for it
+
+
+@pytest.mark.parametrize("t", [1.0, 0.6, 0.1])
+def test_what_is_given_is_kept_and_the_rest_is_wiener(t):
+    """In a Gaussian world the untrained prior with a low band is E[z_0 | z_t, band] band by band: the band itself, and
+    details shrunk by their variance; details of a real world are correlated, so a network has to add to that."""
+    method = fit(coarse(trained=False))
+    for weight in method.net.unet.parameters():
+        weight.data.zero_()
+    z0, vector = latents(3, seed=5), vector_of(method, 0, tumour="no").expand(3, -1)
+    z = (1 - t) * z0 + t * Rng.of(9, 3).normal_like(z0)
+    band = low(z0)
+    found = method.prior(z, torch.full((3,), t), vector, band)
+    torch.testing.assert_close(low(found), band, atol=1e-4, rtol=1e-4)
+    rest = method.net.normal.rest[0]
+    wiener = (1 - t) * rest / ((1 - t) ** 2 * rest + t**2)
+    mean = method.net.normal.expected(vector, band)
+    expected = with_low(mean + wiener * (z - (1 - t) * mean), band)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    away = (found - z0).square().mean()
+    assert t == 1 or away < (method.prior(z, torch.full((3,), t), vector) - z0).square().mean()
+
+
+def test_the_network_sees_the_band():
+    method = fit(coarse())
+    vector, z = vector_of(method, 1), Rng.of(1, 1).normal(4, 4, 4, 4)
+    a, b = low(latents(1)), low(latents(1, seed=3))
+    seen = method.net.seen(z, vector, a)
+    assert torch.equal(seen[:, :4], z)
+    torch.testing.assert_close(low(seen[:, 4:]), a, atol=1e-4, rtol=1e-4)
+    details = [haar(method.prior(z, torch.tensor([0.9]), vector, band))[:, 4:] for band in (a, b)]
+    assert (details[0] - details[1]).abs().max() > 1e-3
+
+
+def test_a_volume_has_the_low_band_that_was_drawn():
+    """One noise for both: the coarse prior begins from its low band."""
+    method = fit(coarse(steps=3))
+    drawn = []
+    method.codec.decode = lambda z: drawn.append(z) or torch.zeros(len(z), 1, *SIZE)
+    method.generate(1, SIZE, Rng.of(4, 1))
+    (z,) = drawn
+    rows = [vector_of(method, target)[0] for target in range(M)]
+    noise = Rng(Rng.of(4, 1).fork("latent").seeds * M).normal(4, 4, 4, 4)
+    band = method._solve(method.coarse, low(noise), torch.stack(rows), (), Rng.of(0, M), None)
+    torch.testing.assert_close(low(z), band, atol=1e-4, rtol=1e-4)
+    assert (haar(z)[:, 4:] - haar(method._solve(method.prior, noise, torch.stack(rows), (), Rng.of(0, M), None))[:, 4:]
+            ).abs().max() > 1e-2  # fmt: skip
+
+
+def test_steps_of_both_are_told_as_one_progress():
+    said = []
+    method = coarse(chunk=2, steps=3)
+    method.generate(2, SIZE, Rng.of(0, 2), progress=lambda done, of: said.append((done, of)))
+    assert [done for done, _ in said] == list(range(1, len(said) + 1)) and {of for _, of in said} == {len(said)}
+
+
+def test_a_subject_is_completed_by_the_prior_alone():
+    """What a subject shows is known better than a coarse prior can draw it."""
+    a, b = coarse(), coarse()
+    b.coarse.net.unet.stem.weight.data += 1
+    data = batch(1, absent=(0,))
+    assert torch.equal(a.complete(data, Rng.of(0, 1)), b.complete(data, Rng.of(0, 1)))
+    assert not torch.equal(a.generate(1, SIZE, Rng.of(0, 1)), b.generate(1, SIZE, Rng.of(0, 1)))
+
+
+def test_the_band_is_given_as_often_and_as_loosely_as_said():
+    z, variance = latents(1), torch.full((1, 4, 2, 2, 2), 4.0)
+    learn = dataclasses.replace(TINY.learning, whole=0.25, loose=0.1)
+    found = [learning.given_low(z, variance, learn, Rng.of(seed, 1)) for seed in range(400)]
+    assert sum(not band for _, band in found) / 400 == pytest.approx(0.25, abs=0.06)
+    assert all(torch.equal(latent, z) for latent, band in found if not band)
+    given = [(latent, *band) for latent, band in found if band]
+    assert torch.stack([band - low(z) for _, band in given]).std().item() == pytest.approx(0.2, rel=0.05)
+    latent, band = given[0]
+    torch.testing.assert_close(latent, with_low(z, band))  # so what is given is exactly true of what is learned from
+    exact = dataclasses.replace(learn, whole=0.0, loose=0.0)
+    torch.testing.assert_close(learning.given_low(z, variance, exact, Rng.of(0, 1))[0], z)
+
+
+def test_both_are_trained_in_one_stage():
+    torch.manual_seed(0)
+    method = wfdm.build(dataclasses.replace(TINY, aligned=True, coarse=(16, 16), stages=("prior",)))
+    (stage,) = method.stages()
+    stage.begin(lambda k: batch(4))
+    (player,) = stage.players
+    own = {id(p) for p in player.parameters()}
+    assert {id(p) for p in method.coarse.parameters()} <= own and {id(p) for p in method.prior.parameters()} <= own
+    for name, net in (("coarse", method.coarse), ("prior", method.prior)):
+        assert net.net.normal.variance.std() > 0, name
+    data = batch(1)
+    data.images[..., 8:] = 1.0  # nothing that the regression has seen
+    own = [low(method.encode(data.images[:, m : m + 1])) for m in range(M)]
+    for whole, given in ((1.0, False), (0.0, True)):
+        learn = dataclasses.replace(method.config.learning, whole=whole)
+        method.config = dataclasses.replace(method.config, learning=learn)
+        method.zero_grad()
+        seen = []
+        handle = method.net.unet.register_forward_pre_hook(lambda net, args, kept=seen: kept.append(args[0]))
+        stage.forward(data, Rng.of(0, 2)).backward()
+        handle.remove()
+        assert all(net.net.unet.head.weight.grad.abs().max() > 0 for net in (method.coarse, method.prior))
+        band = low(seen[0][:, 4:].float())  # of what is shown as expected: the volume's own, where it is given
+        away = min((band - one).std() / one.std() for one in own)
+        assert (away < 0.3) == given
+
+
+def test_it_is_for_volumes_in_one_space_that_halve():
+    with pytest.raises(InputError, match=r"coarse=\[16, 16\]: only for volumes in one space; set aligned=true"):
+        build(coarse=(16, 16))
+    with pytest.raises(InputError, match="multiple of 8; 5 cells of the latent have no half"):
+        coarse(size=(16, 20, 16))
+    assert set(wfdm.networks(dataclasses.replace(TINY, aligned=True, coarse=(16, 16)))) >= {"prior", "coarse"}
