@@ -49,9 +49,60 @@ def test_both_laws_are_of_what_each_draws():
     assert law.rest[0].mean().item() == pytest.approx(0.25 * 7 / 8, rel=0.05)  # seven of eight bands are details
     assert law.variance[0].mean().item() == pytest.approx(9.0 / 8 + 0.25 * 7 / 8, rel=0.1)
     vector = vector_of(method, 0, tumour="yes")
-    torch.testing.assert_close(lower.expected(vector), low(law.expected(vector)), atol=0.05, rtol=0.02)
+    z, t = torch.zeros(1, 4, 4, 4, 4), torch.zeros(1)
+    found, expected = lower.expected(low(z), t, vector), low(law.expected(z, t, vector))
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.02)
     assert method.coarse.net.metadata.counts.equal(method.net.metadata.counts)
     assert not hasattr(build(aligned=True).net.normal, "rest")  # a prior that draws all of it has no use for it
+
+
+def together(n, seed=0):
+    """Latents of which all places of a direction rise and fall as one, each with some noise of its own."""
+    along = Rng.of(77, 2).normal(4, 2, 2, 2)
+    a = Rng.of(seed, n, "a").normal(2)
+    return torch.einsum("nk,k...->n...", a, along) + 0.5 * Rng.of(seed, n, "own").normal(4, 2, 2, 2)
+
+
+@pytest.mark.parametrize("t", [1.0, 0.7, 0.2, 0.001])
+def test_what_varies_together_is_told_by_all_of_it(t):
+    """The untrained coarse prior is the posterior mean of a normal law with that covariance (by dense matrices), and
+    nearer to the truth than each place by itself; where nothing shows it is the mean."""
+    method = coarse(trained=False, factors=2)
+    law = method.coarse.net.normal
+    table = method.encode_metadata([{}] * 1500)
+    rest = (torch.zeros(1500, dtype=torch.long), table["values"], table["known"])
+    method.coarse.net.fit(*rest[1:], lambda: [(together(1500), *rest)])
+    z0, vector = together(6, seed=3), vector_of(method, 0).expand(6, -1)
+    z = (1 - t) * z0 + t * Rng.of(5, 6).normal_like(z0)
+    found = method.coarse(z, torch.full((6,), t), vector)
+    u, own, mean = law.factors[0].flatten(1).double(), law.rest[0].flatten().double(), law.slopes[0, 0].flatten()
+    whole = u.T @ u + torch.diag(own)
+    gain = (1 - t) * whole @ torch.linalg.inv((1 - t) ** 2 * whole + t**2 * torch.eye(len(own)).double())
+    expected = mean + (z.flatten(1) - (1 - t) * mean).double() @ gain.T
+    torch.testing.assert_close(found.flatten(1).double(), expected, atol=2e-3, rtol=2e-3)
+    truth = Rng.of(77, 2).normal(4, 2, 2, 2).flatten(1)
+    truth = truth.T @ truth + 0.25 * torch.eye(truth.shape[1])
+    assert (whole - truth).abs().mean() < 0.1 * truth.abs().mean()  # and that law is the one the latents follow
+    if t == 0.7:
+        alone = coarse(trained=False)
+        alone.coarse.net.fit(*rest[1:], lambda: [(together(1500), *rest)])
+        by_place = alone.coarse(z, torch.full((6,), t), vector)
+        assert (found - z0).square().mean() < 0.7 * (by_place - z0).square().mean()
+
+
+def test_factors_of_a_prior_that_draws_all():
+    """Without a coarse prior they are the prior's own; a modality of no volume, or of one, has what it can."""
+    method = build(trained=False, aligned=True, factors=3)
+    z = latents(4)
+    table = method.encode_metadata([{}] * 4)
+    which = torch.tensor([0, 0, 0, 2])
+    method.net.fit(table["values"], table["known"], lambda: [(z, which, table["values"], table["known"])])
+    law = method.net.normal
+    assert law.factors[0].abs().amax((1, 2, 3, 4)).gt(0).all() and not law.factors[[1, 3]].any()
+    assert (law.rest > 0).all() and (law.rest <= law.variance).all()
+    for target in range(M):
+        out = method.prior(z[:1], torch.tensor([0.5]), vector_of(method, target))
+        assert torch.isfinite(out).all()
 
 
 @pytest.mark.parametrize("t", [1.0, 0.6, 0.1])
@@ -68,7 +119,7 @@ def test_what_is_given_is_kept_and_the_rest_is_wiener(t):
     torch.testing.assert_close(low(found), band, atol=1e-4, rtol=1e-4)
     rest = method.net.normal.rest[0]
     wiener = (1 - t) * rest / ((1 - t) ** 2 * rest + t**2)
-    mean = method.net.normal.expected(vector, band)
+    mean = method.net.normal.expected(z, torch.zeros(3), vector, band)
     expected = with_low(mean + wiener * (z - (1 - t) * mean), band)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
     away = (found - z0).square().mean()
@@ -79,7 +130,7 @@ def test_the_network_sees_the_band():
     method = fit(coarse())
     vector, z = vector_of(method, 1), Rng.of(1, 1).normal(4, 4, 4, 4)
     a, b = low(latents(1)), low(latents(1, seed=3))
-    seen = method.net.seen(z, vector, a)
+    seen = method.net.seen(z, torch.zeros(1), vector, a)
     assert torch.equal(seen[:, :4], z)
     torch.testing.assert_close(low(seen[:, 4:]), a, atol=1e-4, rtol=1e-4)
     details = [haar(method.prior(z, torch.tensor([0.9]), vector, band))[:, 4:] for band in (a, b)]
@@ -161,6 +212,8 @@ def test_both_are_trained_in_one_stage():
 def test_it_is_for_volumes_in_one_space_that_halve():
     with pytest.raises(InputError, match=r"coarse=\[16, 16\]: only for volumes in one space; set aligned=true"):
         build(coarse=(16, 16))
+    with pytest.raises(InputError, match="factors=8: only for volumes in one space"):
+        build(factors=8)
     with pytest.raises(InputError, match="multiple of 8; 5 cells of the latent have no half"):
         coarse(size=(16, 20, 16))
     assert set(wfdm.networks(dataclasses.replace(TINY, aligned=True, coarse=(16, 16)))) >= {"prior", "coarse"}

@@ -154,11 +154,11 @@ class Prior(nn.Module):
         return cast(ConditionEmbedding, self.unet.embed).metadata
 
     def forward(self, z: Tensor, t: Tensor, vector: Tensor, band: Tensor | None = None) -> Tensor:
-        return self.controlled(self.seen(z, vector, band), t, vector, band=band)
+        return self.controlled(self.seen(z, t, vector, band), t, vector, band=band)
 
-    def seen(self, z: Tensor, vector: Tensor, band: Tensor | None = None) -> Tensor:
+    def seen(self, z: Tensor, t: Tensor, vector: Tensor, band: Tensor | None = None) -> Tensor:
         """What the U-Net sees: z_t, and beside it what is expected of z_0 (`aligned`)."""
-        return z if self.normal is None else torch.cat([z, self.normal.expected(vector, band).to(z)], dim=1)
+        return z if self.normal is None else torch.cat([z, self.normal.expected(z, t, vector, band).to(z)], dim=1)
 
     def controlled(
         self, seen: Tensor, t: Tensor, vector: Tensor, *controls: Tensor, band: Tensor | None = None
@@ -259,7 +259,7 @@ class Controlled(nn.Module):
     def batch(self, z: Tensor, t: Tensor, vector: Tensor, known: Tensor) -> Tensor:
         """All samples at once."""
         prior, net = self.prior, cast(Prior, self.prior.net)
-        seen = net.seen(z, vector)
+        seen = net.seen(z, t, vector)
         direct, controls = self.adapter(seen, t, vector, known)
         out = net.controlled(seen, t, vector, *controls)
         if self.estimate is None:

@@ -41,7 +41,7 @@ from .normal import Normal
 from .schema import Schema, encode
 
 Data = Callable[[int], Batch]
-FITTED = 1024  # volumes that the normal law of latents is fitted to
+FITTED = 2048  # volumes that the normal law of latents is fitted to
 
 # scheme -> the process, what is predicted, and eta of its sampler (section 3.3)
 SCHEMES: dict[str, tuple[Process, Prediction, float]] = {
@@ -59,9 +59,10 @@ class Config:
     stressed (1: as learned). `texture`: spread of the noise that a generated volume begins from, in those channels of
     the latent that move the image least (1: as it is, less: smoother). `aligned`: the prior adds to a regression of
     latents (`Normal`). `coarse`: widths of a second, smaller prior, of the latents' low Haar band; a generated volume's
-    is drawn first, and the prior draws the details (aligned only; (): none). `components`: of the mixture whose
-    estimate of a target a completion begins with (0: none). `stages`: those that are trained. `chunk`: volumes per
-    evaluation.
+    is drawn first, and the prior draws the details (aligned only; (): none). `factors`: in how many directions that
+    regression knows latents to vary together, of the coarse prior's if there is one (aligned only). `components`: of
+    the mixture whose estimate of a target a completion begins with (0: none). `stages`: those that are trained.
+    `chunk`: volumes per evaluation.
     """
 
     modalities: tuple[str, ...]
@@ -81,6 +82,7 @@ class Config:
     texture: float = 1.0
     aligned: bool = False
     coarse: tuple[int, ...] = ()
+    factors: int = 0
     components: int = 0
     stages: tuple[Literal["codec", "prior", "adapter"], ...] = ("codec", "prior", "adapter")
     learning: Learning = field(default_factory=Learning)
@@ -93,8 +95,9 @@ class Config:
             )
         if self.eta is not None and not (0 <= self.eta <= 1 and self.solver == "ddim"):
             raise InputError(f"eta={self.eta:g}: choose 0 to 1, with solver=ddim.")
-        if self.coarse and not self.aligned:
-            raise InputError(f"coarse={list(self.coarse)}: only for volumes in one space; set aligned=true.")
+        for name, value in {"coarse": list(self.coarse), "factors": self.factors}.items():
+            if value and not self.aligned:
+                raise InputError(f"{name}={value}: only for volumes in one space; set aligned=true.")
 
 
 class WFDM(nn.Module):
@@ -367,7 +370,8 @@ def denoiser(config: Config, net: UNetConfig, size: Sequence[int], coarse: bool 
     m, normal = len(config.modalities), None
     if config.aligned:
         parted = bool(config.coarse) and not coarse
-        normal = Normal(m, config.schema, config.codec.channels, size, process, prediction, parted)
+        factors = 0 if parted else config.factors
+        normal = Normal(m, config.schema, config.codec.channels, size, process, prediction, parted, factors)
     prior = Prior(net, m, config.schema, config.meta, normal)
     return Denoiser(prior, process, prediction, norm=config.norm)
 
