@@ -34,8 +34,8 @@ def left(variance: Tensor | float, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 class Normal(nn.Module):
     """A regression of latents on what is known, for volumes that lie in one space, and on what varies together in them
-    (`factors`: in so many directions, as in factor analysis). Given z_t it says what z_0 is on average; the network adds
-    to that, in units of what each place by itself leaves open.
+    (`factors`: in so many directions, as in factor analysis). Given z_t it says what z_0 is on average; the network
+    adds to that, in units of what each place by itself leaves open.
 
     x [B, Q]: 1; numbers as z-scores, 0 if not known; for every state of the other fields 1 if it is so.
     `variance`: around the regression; `rest`: where factors are told too, or the low band of z_0 is given (`parted`).
