@@ -6,12 +6,13 @@ measured, beside what it should leave alone.
 For models of the virtual cohort, where the truth is known. The share of each voxel that is fluid is a polynomial of the
 images, fitted on virtual subjects that no model was trained on and checked on others: the correlation with the truth
 is printed and kept, and that with the age of virtual subjects of whom nothing else is changed, as they are and blurred.
-A lesion is what is much brighter than the brain's median in FLAIR.
+So is the share that is lesion, of all four images, each near and in a wider neighbourhood, and how far that differs
+from the other side of the brain.
 
     age      30 to 85      fluid, in all and deep in the brain: correlation with the request, ml a decade; the cohort's
     sex      F, M          size of the brain: difference in per cent, beside the cohort's own
-    tumour   no, yes       largest bright lesion above a threshold set on real (virtual) subjects: rates
-    ms       no, yes       volume of bright lesions above such a threshold: rates
+    tumour   no, yes       the highest share of lesion anywhere above a threshold set on real (virtual) subjects: rates
+    ms       no, yes       volume of lesions above such a threshold: rates
 
 Writes OUT.json and OUT.png, and prints a line a field.
 """
@@ -41,33 +42,43 @@ BASE = {"age": 55, "sex": "F", "tumour": "no", "ms": "no"}
 AGES = tuple(range(30, 86, 5))
 AGED = (30, 50, 70, 85)
 FIRST = 10  # noise
-MODALITIES = ("T1w", "T2w", "FLAIR")  # that are made and read
+MODALITIES = ("T1w", "T2w", "FLAIR")  # that fluid is read from
+MADE = ("T1w", "T1Gd", "T2w", "FLAIR")  # and lesions
 SETTINGS = ("guidance", "texture", "eta")
-BRIGHT, SMOOTH = 1.5, 0.7  # times the median, voxels
+NEAR, WIDE, OVER = 2.5, 6.25, 4.0  # mm, of Gaussians: two looks at each image, and at the share of lesion found
+SURE = 0.2  # of lesion, at least: it is one
 
 
 @dataclass(frozen=True)
 class Reader:
     """`whole`, `deep`: coefficients of the share of a voxel that is fluid, in all of the brain and DEEP under its
-    surface (the ventricles, above all), where a blurred surface does not count. `voxel`: its side in mm."""
+    surface (the ventricles, above all), where a blurred surface does not count; `lesion`: of the share that is lesion.
+    `voxel`: its side in mm."""
 
     whole: np.ndarray
     deep: np.ndarray
+    lesion: np.ndarray
     voxel: float
 
     def measure(self, images: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Volumes in ml: fluid, that deep under the surface, brain (with fluid), bright lesions, their largest."""
+        """Volumes in ml: fluid, that deep under the surface, brain (with fluid), lesions; and the highest share of
+        lesion anywhere, in per cent."""
         inside = brain(images)
-        bright = lesions(images["FLAIR"], inside)
-        parts, count = ndimage.label(bright)
+        within, share = beneath(inside), np.zeros(inside.shape)
+        share[within] = products(looks(images, inside, self.voxel), within) @ self.lesion
+        share = ndimage.gaussian_filter(share, OVER / self.voxel)
         sums = {
-            "fluid": (monomials(images, inside) @ self.whole).clip(0, 1).sum(),
-            "deep fluid": (monomials(images, under(inside, self.voxel)) @ self.deep).clip(0, 1).sum(),
+            "fluid": (products(levels(images, inside), inside) @ self.whole).clip(0, 1).sum(),
+            "deep fluid": self._deep(images, inside).sum(),
             "brain": inside.sum(),
-            "lesions": bright.sum(),
-            "largest lesion": np.bincount(parts.ravel())[1:].max() if count else 0,
+            "lesions": (share > SURE).sum(),
         }
-        return {name: float(value) * self.voxel**3 / 1000 for name, value in sums.items()}
+        volumes = {name: float(value) * self.voxel**3 / 1000 for name, value in sums.items()}
+        return volumes | {"lesion": 100 * float(share.max())}
+
+    def _deep(self, images: Mapping[str, np.ndarray], inside: np.ndarray) -> np.ndarray:
+        where = under(inside, self.voxel)
+        return (products(levels(images, where), where) @ self.deep).clip(0, 1)
 
 
 def brain(images: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -81,33 +92,56 @@ def under(inside: np.ndarray, voxel: float) -> np.ndarray:
     return ndimage.binary_erosion(inside, iterations=max(1, round(DEEP / voxel)))
 
 
-def monomials(images: Mapping[str, np.ndarray], where: np.ndarray) -> np.ndarray:
-    """The products of up to two of the images, each by its median, at voxels `where`: [N, 10]. A voxel's intensity is
-    that of its tissues by their shares, but for the window of its image."""
-    x = [(images[m][where] + 1) / np.median(images[m][where] + 1) for m in MODALITIES]
+def beneath(inside: np.ndarray) -> np.ndarray:
+    """Without its outermost two voxels, where there is skull one side and not the other."""
+    return ndimage.binary_erosion(inside, iterations=2)
+
+
+def levels(images: Mapping[str, np.ndarray], where: np.ndarray) -> list[np.ndarray]:
+    """Each image by its median at voxels `where`. A voxel's intensity is that of its tissues by their shares, but for
+    the window of its image."""
+    return [(images[m] + 1) / np.median(images[m][where] + 1) for m in MODALITIES]
+
+
+def looks(images: Mapping[str, np.ndarray], inside: np.ndarray, voxel: float) -> list[np.ndarray]:
+    """Each image by its median in the brain, smoothed there: NEAR and WIDE, and the wide one less the other side's."""
+    found, weight = [], inside.astype(np.float32)
+    both = inside & inside[::-1]
+    for m in MADE:
+        level = np.where(inside, (images[m] + 1) / np.median(images[m][inside] + 1), 0)
+        near, wide = (
+            ndimage.gaussian_filter(level, w / voxel) / np.maximum(ndimage.gaussian_filter(weight, w / voxel), 0.3)
+            for w in (NEAR, WIDE)
+        )
+        found += [near, wide, np.where(both, wide - wide[::-1], 0)]
+    return found
+
+
+def products(images: Sequence[np.ndarray], where: np.ndarray) -> np.ndarray:
+    """The products of up to two of n images at voxels `where`: [N, (n + 1) (n + 2) / 2]."""
+    x = [image[where] for image in images]
     powers = [p for n in range(3) for p in itertools.combinations_with_replacement(range(len(x)), n)]
     return np.stack([np.prod([x[i] for i in p] or [np.ones_like(x[0])], 0) for p in powers], 1)
 
 
-def lesions(flair: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Where FLAIR, a little smoothed within the brain, is brighter than BRIGHT times its median."""
-    weight = inside.astype(np.float32)
-    smooth = ndimage.gaussian_filter((flair + 1) * weight, SMOOTH)
-    smooth = smooth / np.maximum(ndimage.gaussian_filter(weight, SMOOTH), 0.3)
-    return (smooth > BRIGHT * np.median(flair[inside] + 1)) & inside
-
-
 def learn(people: Sequence[Person], voxel: float) -> Reader:
     """By least squares."""
+    deep = lambda inside: under(inside, voxel)  # noqa: E731
+    wanted: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
+        ("fluid", lambda inside: inside, lambda images, inside, where: levels(images, where)),
+        ("fluid", deep, lambda images, inside, where: levels(images, where)),
+        ("lesion", beneath, lambda images, inside, where: looks(images, inside, voxel)),
+    ]
     found = []
-    for place in (lambda inside: inside, lambda inside: under(inside, voxel)):
-        pairs, products = 0.0, 0.0
+    for share, place, seen in wanted:
+        pairs, with_share = 0.0, 0.0
         for one in people:
-            where = place(brain(one.images))
-            columns = monomials(one.images, where)
-            pairs, products = pairs + columns.T @ columns, products + columns.T @ one.shares["fluid"][where]
-        found.append(np.linalg.solve(pairs + 1e-3 * np.eye(len(pairs)), products))
-    return Reader(found[0], found[1], voxel)
+            inside = brain(one.images)
+            where = place(inside)
+            columns = products(seen(one.images, inside, where), where)
+            pairs, with_share = pairs + columns.T @ columns, with_share + columns.T @ one.shares[share][where]
+        found.append(np.linalg.solve(pairs + 1e-3 * np.eye(len(pairs)), with_share))
+    return Reader(*found, voxel)
 
 
 def truth(one: Person, voxel: float) -> tuple[float, float]:
@@ -141,14 +175,14 @@ def ageing(reader: Reader, model: Model, finer: int, subjects: Sequence[int]) ->
 def generated(model: Model, row: Mapping[str, Any], seed: int, steps: int) -> dict[str, np.ndarray]:
     """The images of nobody, [-1, 1]: the noise belongs to the seed alone."""
     method = model._with(steps=steps)
-    wanted = torch.tensor([m in MODALITIES for m in model.modalities])
+    wanted = torch.tensor([m in MADE for m in model.modalities])
     conditions = {**method.encode_metadata([row]), "wanted": wanted}
     out = method.generate(1, model.grid.size, Rng.of(seed, 1, "controllability"), conditions)[0].numpy()
-    return {m: out[model.modalities.index(m)] for m in MODALITIES}
+    return {m: out[model.modalities.index(m)] for m in MADE}
 
 
 def threshold(values: Sequence[float], truth: Sequence[bool]) -> tuple[float, float, float]:
-    """The volume that tells best between with and without (Youden), its hit rate and its false alarms."""
+    """The value that tells best between with and without (Youden), its hit rate and its false alarms."""
     found = []
     for cut in sorted(set(values)):
         said = np.array(values) >= cut
@@ -215,7 +249,7 @@ def report(found: dict[str, Sweep], real: list[tuple[dict[str, float], dict[str,
             "brain, %": change(a, b, "brain"), "brain, %, cohort": float(100 * (by["M"] - by["F"]) / by["F"]),
             "fluid moves, %": change(a, b, "fluid"),
         }  # fmt: skip
-    for field, name in (("tumour", "largest lesion"), ("ms", "lesions")):
+    for field, name in (("tumour", "lesion"), ("ms", "lesions")):
         if field in found:
             usable = [(m, r) for m, r in real if field == "tumour" or r["tumour"] == "no"]
             cut, hits, alarms = threshold([m[name] for m, _ in usable], [r[field] == "yes" for _, r in usable])
@@ -223,7 +257,7 @@ def report(found: dict[str, Sweep], real: list[tuple[dict[str, float], dict[str,
             out[field] = {
                 "with, asked": float(np.mean([m[name] >= cut for m in b])),
                 "with, not asked": float(np.mean([m[name] >= cut for m in a])),
-                "with, cohort": hits, "without, cohort": alarms, "threshold, ml": cut,
+                "with, cohort": hits, "without, cohort": alarms, "threshold": cut,
                 "fluid moves, %": change(a, b, "fluid"), "brain moves, %": change(a, b, "brain"),
             }  # fmt: skip
     return out
@@ -238,16 +272,16 @@ def picture(found: dict[str, Sweep], table: dict[str, dict[str, Any]], path: Pat
 
     fields = list(found)
     figure, axes = pyplot.subplots(1, len(fields), figsize=(3.6 * len(fields), 3.4), squeeze=False)
-    measures = {"age": "deep fluid", "sex": "brain", "tumour": "largest lesion", "ms": "lesions"}
+    measures = {"age": "deep fluid", "sex": "brain", "tumour": "lesion", "ms": "lesions"}
     for axis, field in zip(axes[0], fields):
         sweep, name = found[field], measures[field]
         x = [float(v) for v in sweep] if field == "age" else list(sweep)
         lines = np.array([[m[name] for m in row] for row in sweep.values()])
         axis.plot(x, lines, color="0.7", lw=1)
         axis.plot(x, lines.mean(1), color="C0", lw=2.5, marker="o")
-        if "threshold, ml" in table[field]:
-            axis.axhline(table[field]["threshold, ml"], color="C3", ls="--", lw=1)
-        axis.set(xlabel=f"{field} asked for", ylabel=f"{name}, ml")
+        if "threshold" in table[field]:
+            axis.axhline(table[field]["threshold"], color="C3", ls="--", lw=1)
+        axis.set(xlabel=f"{field} asked for", ylabel=name + (", %" if name == "lesion" else ", ml"))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -211,3 +211,28 @@ def test_an_estimate_around_a_guess_is_the_posterior_mean():
     zero, one = torch.tensor(0.0), torch.tensor(1.0)
     assert torch.equal(around(g, v, x, zero, one), g)
     torch.testing.assert_close(around(g, v, x, one, zero), x)
+
+
+def test_weights_may_be_of_what_the_network_sees():
+    """A function of x_t and of the label that the network is told, without a gradient, as the same weights by hand."""
+    net = torch.nn.Conv2d(1, 1, 1)
+    denoiser = Denoiser(lambda x, t: net(x), RectifiedFlow(), "flow")
+    x0, t, told = Rng.of(0, 2).normal(1, 4, 4), torch.tensor([0.3, 0.8]), []
+
+    def where(x, label):
+        told.append((x, label))
+        return x.square() + net(x).abs()
+
+    found = denoiser.loss(x0, Rng.of(1, 2), t=t, where=where)
+    ((x, label),) = told
+    eps = Rng.of(1, 2).normal_like(x0)
+    torch.testing.assert_close(x, denoiser.noised(x0, t, eps))
+    torch.testing.assert_close(label, denoiser.process.label(t))
+    weights = where(x, label).detach()
+    error = (net(x) - (eps - x0)).square()
+    torch.testing.assert_close(found, (error * weights).sum() / weights.sum())
+    ours, theirs = (
+        torch.autograd.grad(v, net.weight, retain_graph=True)[0]
+        for v in (found, (error * weights).sum() / weights.sum())
+    )
+    torch.testing.assert_close(ours, theirs)

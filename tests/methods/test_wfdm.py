@@ -287,12 +287,12 @@ def test_an_aligned_prior_is_shown_what_is_expected():
     z, vector = Rng.of(2, 2).normal(4, 4, 4, 4), torch.cat([vector_of(method, 1, tumour="no"), vector_of(method, 3)])
     t, generator = torch.tensor([500.0, 500.0]), torch.Generator().manual_seed(1)
     mean = torch.stack([normal.slopes[1, 0] + normal.slopes[1, 4], normal.slopes[3, 0]])
-    torch.testing.assert_close(net.seen(z, t, vector), torch.cat([z, mean], dim=1))
+    torch.testing.assert_close(net.seen(z, t, vector).shown, torch.cat([z, mean], dim=1))
     for parameter in net.unet.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     blind = net.unet(torch.cat([z, torch.zeros_like(z)], dim=1), t, vector=vector)
-    assert (net.unet(net.seen(z, t, vector), t, vector=vector) - blind).std() > 0.01 * blind.std()
-    assert torch.equal(build(trained=False).net.seen(z, t, vector), z)
+    assert (net.unet(net.seen(z, t, vector).shown, t, vector=vector) - blind).std() > 0.01 * blind.std()
+    assert torch.equal(build(trained=False).net.seen(z, t, vector).shown, z)
 
 
 def test_the_normal_law_is_a_regression_by_modality_and_place():

@@ -90,6 +90,35 @@ def test_what_varies_together_is_told_by_all_of_it(t):
         assert (found - z0).square().mean() < 0.7 * (by_place - z0).square().mean()
 
 
+def test_the_network_is_shown_what_factors_do_not_explain():
+    """In units of its deviation: white for latents that follow the law, whatever the time; a lump is not, and there
+    the loss weighs more, by what z_t shows alone."""
+    method = coarse(factors=2)
+    net, law = method.coarse.net, method.coarse.net.normal
+    table = method.encode_metadata([{}] * 1500)
+    which = torch.zeros(1500, dtype=torch.long)
+    net.fit(table["values"], table["known"], lambda: [(together(1500), which, table["values"], table["known"])])
+    vector = vector_of(method, 0).expand(400, -1)
+    for t in (0.95, 0.5, 0.05):
+        z = (1 - t) * together(400, seed=8) + t * Rng.of(1, 400).normal(4, 2, 2, 2)
+        label = torch.full((400,), 1000 * t - 1)
+        seen = net.seen(z, label, vector)
+        surprise, mean = seen.shown.chunk(2, dim=1)
+        assert surprise.std().item() == pytest.approx(1, abs=0.08)
+        torch.testing.assert_close(mean, seen.mean / 2)
+        torch.testing.assert_close(surprise, law.surprise(z, seen.mean, label, vector))
+    z, one = torch.zeros(1, 4, 2, 2, 2), vector[:1]
+    flat = net.focus(law.expected(z, label[:1], one), label[:1], one, 1.0)
+    assert flat.mean().item() == pytest.approx(1) and flat.std() < 0.05
+    wide = build(aligned=True, coarse=(16, 16), factors=1, size=(64, 64, 64))
+    z = torch.zeros(1, 4, 8, 8, 8)
+    z[..., 1:3, 1:3, 1:3] = 4.0
+    found = wide.coarse.net.focus(z, torch.tensor([499.0]), vector_of(wide, 0), 1.0)
+    assert found[0, 0, 1, 1, 1] > 10 * found[0, 0, 6, 6, 6] and found.mean().item() == pytest.approx(1)
+    even = wide.coarse.net.focus(z, torch.tensor([499.0]), vector_of(wide, 0), 0.0)
+    torch.testing.assert_close(even, torch.ones_like(even))
+
+
 def test_factors_of_a_prior_that_draws_all():
     """Without a coarse prior they are the prior's own; a modality of no volume, or of one, has what it can."""
     method = build(trained=False, aligned=True, factors=3)
@@ -130,7 +159,7 @@ def test_the_network_sees_the_band():
     method = fit(coarse())
     vector, z = vector_of(method, 1), Rng.of(1, 1).normal(4, 4, 4, 4)
     a, b = low(latents(1)), low(latents(1, seed=3))
-    seen = method.net.seen(z, torch.zeros(1), vector, a)
+    seen = method.net.seen(z, torch.zeros(1), vector, a).shown
     assert torch.equal(seen[:, :4], z)
     torch.testing.assert_close(low(seen[:, 4:]), a, atol=1e-4, rtol=1e-4)
     details = [haar(method.prior(z, torch.tensor([0.9]), vector, band))[:, 4:] for band in (a, b)]

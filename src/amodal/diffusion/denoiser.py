@@ -82,17 +82,23 @@ class Denoiser(nn.Module):
         return alpha * x0 + sigma * eps
 
     def loss(
-        self, x0: Tensor, rng: Rng, *condition: Tensor, t: Tensor | None = None, where: Tensor | None = None
-    ) -> Tensor:
-        """The (weighted) mean error of the prediction, squared or absolute, over the voxels `where` (default: all)."""
+        self, x0: Tensor, rng: Rng, *condition: Tensor, t: Tensor | None = None,
+        where: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The (weighted) mean error of the prediction, squared or absolute, over the voxels `where` (default: all), or
+        by the weights that it gives x_t and the network's label of t."""
         t = self.process.draw(rng.uniform().to(x0.device)) if t is None else t
         eps = rng.normal_like(x0)
         alpha, sigma = (expand(v, x0) for v in self.process.at(t))
         p, q = TARGETS[self.prediction](alpha, sigma)
-        out = self.net(alpha * x0 + sigma * eps, self.process.label(t), *condition).float()
+        x, label = alpha * x0 + sigma * eps, self.process.label(t)
+        out = self.net(x, label, *condition).float()
         error = NORMS[self.norm](out - (p * x0 + q * eps)) * self.weight(alpha, sigma)
         if where is None:
             return error.mean()
+        if callable(where):
+            with torch.no_grad():
+                where = where(x, label)
         where = where.expand_as(error)
         return (error * where).sum() / where.sum().clamp(min=1)
 

@@ -139,5 +139,5 @@ def networks(config: Config) -> dict[str, tuple[nn.Module, tuple[torch.Tensor, .
             "codec": (_Reconstruct(method), (torch.empty(1, 1, *config.size),)),
             **drawn_first,
             "prior": (method.prior.net, (z, t, vector)),
-            "adapter": (_Adapt(method.adapter), (method.net.seen(z, t, vector), t, vector, known)),
+            "adapter": (_Adapt(method.adapter), (method.net.seen(z, t, vector).shown, t, vector, known)),
         }

@@ -26,6 +26,7 @@ class Learning:
     `adversarial`. `features`: widths of the fixed network of the perceptual loss. `crop`: voxels of the codec's
     sub-volumes (0: the whole axis). `balance`: how far rare modalities are the target more often (0: as they come, 1:
     inversely to their number). `drop`: how often nothing is told of the subject; `thin`: how often a random part of it.
+    `focus`: how much more a coarse prior learns where volumes are unlike what its normal law lets expect (0: no more).
     `whole`: how often a prior learns without the low band that a coarse one draws; `loose`: noise on it where it is
     given, in units of what the regression leaves open, for a drawn one is never quite right. `at_once`: how often the
     adapter learns at pure noise, where the posterior mean is read. `shares`: of the time, and `rates` of learning, for
@@ -42,6 +43,7 @@ class Learning:
     balance: float = 1.0
     drop: float = 0.1
     thin: float = 0.3
+    focus: float = 1.0
     whole: float = 0.25
     loose: float = 0.1
     at_once: float = 0.25

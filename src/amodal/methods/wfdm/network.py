@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from ...nn.unet import UNet, UNetConfig, build, plan
 from .estimate import Estimate
 from .normal import Normal, left, time_of
 from .schema import Schema
+
+USUAL, MOST = 2.0, 20.0  # squares of surprise: what is below is no surprise, what is above no greater one
 
 
 def width_of(modalities: int, schema: Schema) -> int:
@@ -128,19 +130,27 @@ class ConditionEmbedding(nn.Module):
             return list(self.modulation(F.silu(joined)).split([2 * w for w in self.widths], dim=1))
 
 
+class Seen(NamedTuple):
+    """What a prior's U-Net is `shown` of z_t, and what is expected of z_0 [B, C, *spatial]."""
+
+    z: Tensor
+    mean: Tensor | None
+    shown: Tensor
+
+
 class Prior(nn.Module):
     """The conditional U-Net: z_t [B, C, *spatial], t [B], vector [B, M + 2 P] -> what the denoiser predicts.
 
     Where volumes lie in one space (`normal`) it adds to a regression, and is shown what that expects: a network of
     convolutions does not know where it is, and what is there in most people. There it can be given the low `band` of
-    z_0 too, [B, C, *spatial / 2]: that is then part of what is expected, and it predicts the details.
+    z_0 too, [B, C, *spatial / 2]: that is then part of what is expected, and it predicts the details. Where factors
+    explain most of z_t it is shown what they do not explain, for it cannot take alpha_t times the mean from z_t itself.
     """
 
     def __init__(
         self, config: UNetConfig, modalities: int, schema: Schema, meta: int, normal: Normal | None = None
     ):  # fmt: skip
         super().__init__()
-        self.channels = config.in_channels
         config = replace(shown(config, normal is not None), vector=width_of(modalities, schema))
         self.unet, self.normal = UNet(config), normal
         embed = config.embed or 4 * config.channels[0]
@@ -156,19 +166,31 @@ class Prior(nn.Module):
     def forward(self, z: Tensor, t: Tensor, vector: Tensor, band: Tensor | None = None) -> Tensor:
         return self.controlled(self.seen(z, t, vector, band), t, vector, band=band)
 
-    def seen(self, z: Tensor, t: Tensor, vector: Tensor, band: Tensor | None = None) -> Tensor:
-        """What the U-Net sees: z_t, and beside it what is expected of z_0 (`aligned`)."""
-        return z if self.normal is None else torch.cat([z, self.normal.expected(z, t, vector, band).to(z)], dim=1)
+    def seen(self, z: Tensor, t: Tensor, vector: Tensor, band: Tensor | None = None) -> Seen:
+        """z_t, or how far it is from what was expected (factors), and beside it what is expected of z_0 (`aligned`)."""
+        if self.normal is None:
+            return Seen(z, None, z)
+        mean = self.normal.expected(z, t, vector, band)
+        pair = (self.normal.surprise(z, mean, t, vector), mean / 2) if self.normal.together else (z, mean)
+        return Seen(z, mean, torch.cat([v.to(z) for v in pair], dim=1))
+
+    def focus(self, z: Tensor, t: Tensor, vector: Tensor, strength: float) -> Tensor:
+        """Weights of a loss [B, 1, *spatial], mean 1: more where z_t is unlike what was expected over 3 x 3 x 3 places.
+        They know z_t alone, so what is learned stays the mean of z_0; what is rare is learned sooner."""
+        normal = cast(Normal, self.normal)
+        surprise = normal.surprise(z, normal.expected(z, t, vector), t, vector)
+        together = 27**0.5 * F.avg_pool3d(F.pad(surprise, [1] * 6), 3, stride=1)
+        weight = (1 + strength * (together**2 - USUAL).clamp(0, MOST)).amax(1, keepdim=True)
+        return weight / weight.mean()
 
     def controlled(
-        self, seen: Tensor, t: Tensor, vector: Tensor, *controls: Tensor, band: Tensor | None = None
+        self, seen: Seen, t: Tensor, vector: Tensor, *controls: Tensor, band: Tensor | None = None
     ) -> Tensor:
         """The prediction from what is `seen`, with what an adapter adds to skip connections and middle."""
-        out = self.unet(seen, t, vector=vector, controls=controls)
-        if self.normal is None:
+        out = self.unet(seen.shown, t, vector=vector, controls=controls)
+        if self.normal is None or seen.mean is None:
             return out
-        z, mean = seen.split(self.channels, dim=1)
-        return self.normal(out, z, mean, t, vector, band)
+        return self.normal(out, seen.z, seen.mean, t, vector, band)
 
     def fit(
         self, values: Tensor, known: Tensor,
@@ -214,8 +236,8 @@ class Adapter(nn.Module):
         self.direct = zero(conv(config.dims, first, config.out_channels * cell))
 
     def forward(self, seen: Tensor, t: Tensor, vector: Tensor, known: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What to add to the output of the U-Net, and to every skip connection and the middle; `seen`: as the prior's
-        U-Net sees it."""
+        """What to add to the output of the U-Net, and to every skip connection and the middle; `seen`: what the prior's
+        U-Net is shown."""
         given, spatial, kind = iter(self.embed(t, vector)), seen.shape[2:], seen.dtype
         seen, known = (fold(self._fit(v), self.config.patch) for v in (seen, known))
         x = channels_last(self.stem(seen) + self.known(known))
@@ -260,7 +282,7 @@ class Controlled(nn.Module):
         """All samples at once."""
         prior, net = self.prior, cast(Prior, self.prior.net)
         seen = net.seen(z, t, vector)
-        direct, controls = self.adapter(seen, t, vector, known)
+        direct, controls = self.adapter(seen.shown, t, vector, known)
         out = net.controlled(seen, t, vector, *controls)
         if self.estimate is None:
             return out + direct

@@ -90,6 +90,11 @@ class Normal(nn.Module):
         with full_precision(z.device):
             return mean + self._together(z.float(), mean, t, which)
 
+    def surprise(self, z: Tensor, mean: Tensor, t: Tensor, vector: Tensor) -> Tensor:
+        """How far z_t lies from what `mean` of z_0 lets expect, in units of its deviation there."""
+        z, (alpha, sigma) = z.float(), self._at(z, t)
+        return (z - alpha * mean.float()) / (alpha**2 * self._own(self.split(vector)[0]) + sigma**2).sqrt()
+
     def _together(self, z: Tensor, mean: Tensor, t: Tensor, which: Tensor) -> Tensor:
         """U E[a | z_t], a ~ N(0, 1): Woodbury's way, by an equation for each sample of as many unknowns as factors."""
         alpha, sigma = self._at(z, t)

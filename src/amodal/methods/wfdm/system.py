@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -171,9 +172,10 @@ class WFDM(nn.Module):
         vector, z, where = self._condition(batch, target, rng), self.encode(x), self.codec.influence
         if self.coarse is None:
             return self.prior.loss(z, rng, vector, where=where)
-        lower = self.coarse.loss(low(z), rng.fork("coarse"), vector, where=where)
-        zero = torch.zeros((), device=z.device)
-        left_open = cast(Prior, self.coarse.net).open(vector, zero, 1 - zero)
+        net, zero = cast(Prior, self.coarse.net), torch.zeros((), device=z.device)
+        focus = partial(net.focus, vector=vector, strength=self.config.learning.focus)
+        lower = self.coarse.loss(low(z), rng.fork("coarse"), vector, where=lambda z, t: where * focus(z, t))
+        left_open = net.open(vector, zero, 1 - zero)
         z, band = learning.given_low(z, left_open, self.config.learning, rng)
         return lower + self.prior.loss(z, rng, vector, *band, where=where)
 
