@@ -111,3 +111,26 @@ def test_a_table_with_nothing_the_model_knows_is_refused(folder, tmp_path, capsy
     real.write_text("participant_id\tshoe\nsub-1\t43\n")
     assert generate(folder, tmp_path / "out", "--like", real) == 2
     assert "nothing in it that the model knows" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_in_two_steps_by_the_command(cohort, tmp_path, capsys):
+    """Trained, asked and completed with as any other: the coarse prior and its factors travel with the weights."""
+    run, tiny = tmp_path / "run", ["--preset", "tiny", "--precision", "fp32", "--device", "cpu", "-q"]
+    settings = ["aligned=true", "coarse=[16]", "factors=2", 'stages=["prior"]']
+    words = ["train", "wfdm", cohort, "--out", run, *tiny, "--steps", 1, "--batch", 2, "--set", *settings]
+    assert main([str(w) for w in words]) == 0
+    method = load(run, device="cpu").method
+    law = method.coarse.net.normal
+    assert law.factors.abs().amax((1, 2, 3, 4, 5)).gt(0).all() and (law.rest < law.variance).any()
+    assert generate(run, tmp_path / "made", "-n", 1, "--meta", "age=60") == 0
+    assert np.isfinite(image(tmp_path / "made", 1).get_fdata()).all()
+    subject = next(cohort.glob("sub-*/anat/*_T1w.nii.gz"))
+    out = tmp_path / "done"
+    words = ["complete", out, "--t1w", subject, "--model", run, "--missing", "FLAIR"]
+    code = main([str(w) for w in [*words, "--device", "cpu", "--precision", "fp32", "-q"]])
+    assert (code, capsys.readouterr().err) == (0, "")
+    (found,) = out.rglob("*FLAIR.nii.gz")
+    assert nib.load(found).shape == nib.load(subject).shape
+    words = ["train", "wfdm", cohort, "--out", tmp_path / "no", *tiny, "--steps", 1, "--set", "coarse=[16]"]
+    assert main([str(w) for w in words]) == 2 and "set aligned=true" in capsys.readouterr().err
+    assert not (tmp_path / "no" / "model.json").exists()

@@ -36,8 +36,8 @@ def fit(method, n=1200):
     table = method.encode_metadata(rows)
     z = latents(n) + torch.tensor([0.0, 2.0])[torch.arange(n) % 2].reshape(n, 1, 1, 1, 1)
     part = (z, torch.zeros(n, dtype=torch.long), table["values"], table["known"])
-    method.net.fit(part[2], part[3], lambda: [part])
-    method.coarse.net.fit(part[2], part[3], lambda: [(low(z), *part[1:])])
+    method.net.fit(part[2], part[3], [part])
+    method.coarse.net.fit(part[2], part[3], [(low(z), *part[1:])])
     return method
 
 
@@ -71,7 +71,7 @@ def test_what_varies_together_is_told_by_all_of_it(t):
     law = method.coarse.net.normal
     table = method.encode_metadata([{}] * 1500)
     rest = (torch.zeros(1500, dtype=torch.long), table["values"], table["known"])
-    method.coarse.net.fit(*rest[1:], lambda: [(together(1500), *rest)])
+    method.coarse.net.fit(*rest[1:], [(together(1500), *rest)])
     z0, vector = together(6, seed=3), vector_of(method, 0).expand(6, -1)
     z = (1 - t) * z0 + t * Rng.of(5, 6).normal_like(z0)
     found = method.coarse(z, torch.full((6,), t), vector)
@@ -85,7 +85,7 @@ def test_what_varies_together_is_told_by_all_of_it(t):
     assert (whole - truth).abs().mean() < 0.1 * truth.abs().mean()  # and that law is the one the latents follow
     if t == 0.7:
         alone = coarse(trained=False)
-        alone.coarse.net.fit(*rest[1:], lambda: [(together(1500), *rest)])
+        alone.coarse.net.fit(*rest[1:], [(together(1500), *rest)])
         by_place = alone.coarse(z, torch.full((6,), t), vector)
         assert (found - z0).square().mean() < 0.7 * (by_place - z0).square().mean()
 
@@ -97,7 +97,7 @@ def test_the_network_is_shown_what_factors_do_not_explain():
     net, law = method.coarse.net, method.coarse.net.normal
     table = method.encode_metadata([{}] * 1500)
     which = torch.zeros(1500, dtype=torch.long)
-    net.fit(table["values"], table["known"], lambda: [(together(1500), which, table["values"], table["known"])])
+    net.fit(table["values"], table["known"], [(together(1500), which, table["values"], table["known"])])
     vector = vector_of(method, 0).expand(400, -1)
     for t in (0.95, 0.5, 0.05):
         z = (1 - t) * together(400, seed=8) + t * Rng.of(1, 400).normal(4, 2, 2, 2)
@@ -125,7 +125,7 @@ def test_factors_of_a_prior_that_draws_all():
     z = latents(4)
     table = method.encode_metadata([{}] * 4)
     which = torch.tensor([0, 0, 0, 2])
-    method.net.fit(table["values"], table["known"], lambda: [(z, which, table["values"], table["known"])])
+    method.net.fit(table["values"], table["known"], [(z, which, table["values"], table["known"])])
     law = method.net.normal
     assert law.factors[0].abs().amax((1, 2, 3, 4)).gt(0).all() and not law.factors[[1, 3]].any()
     assert (law.rest > 0).all() and (law.rest <= law.variance).all()

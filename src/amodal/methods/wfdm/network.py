@@ -9,7 +9,7 @@ The condition travels as one vector [B, M + 2 P]: modality (one of M), values d,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -24,7 +24,7 @@ from ...nn.layout import channels_last, crop_to, fold, pad_to, unfold
 from ...nn.norm import group_norm, normalise
 from ...nn.unet import UNet, UNetConfig, build, plan
 from .estimate import Estimate
-from .normal import Normal, left, time_of
+from .normal import Latents, Normal, left, time_of
 from .schema import Schema
 
 USUAL, MOST = 2.0, 20.0  # squares of surprise: what is below is no surprise, what is above no greater one
@@ -192,15 +192,12 @@ class Prior(nn.Module):
             return out
         return self.normal(out, seen.z, seen.mean, t, vector, band)
 
-    def fit(
-        self, values: Tensor, known: Tensor,
-        latents: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]],
-    ) -> None:  # fmt: skip
+    def fit(self, values: Tensor, known: Tensor, latents: Iterable[Latents]) -> None:
         """Take the statistics of a training set's table [N, P], and of its latents (`Normal.fit`) if wanted."""
         told = self.metadata
         told.fit(values, known)
         if self.normal is not None:
-            self.normal.fit(latents(), told.mean, told.deviation)
+            self.normal.fit(latents, told.mean, told.deviation)
 
     def open(self, vector: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The variance of z_0 given z_t, if latents were normal: with the law they begin with, or else a unit one."""

@@ -17,6 +17,8 @@ from ...nn.embed import full_precision
 from ...nn.wavelet import low, with_low
 from .schema import Schema
 
+Latents = tuple[Tensor, Tensor, Tensor, Tensor]  # [N, C, *spatial], which modality [N], values and known [N, P]
+
 FIRM = 1.0  # subjects' worth of doubt that what is known of a subject shows at all (ridge)
 TRUST = 8.0  # volumes' worth of belief that all places of a channel vary alike
 LEAST = 0.05  # of a place's variance is its own, whatever few volumes say
@@ -131,7 +133,7 @@ class Normal(nn.Module):
         return torch.cat(columns, dim=1)
 
     @torch.no_grad()
-    def fit(self, found: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], mean: Tensor, deviation: Tensor) -> None:
+    def fit(self, found: Iterable[Latents], mean: Tensor, deviation: Tensor) -> None:
         """Fit to latents [N, C, *spatial], which modality each is of [N], values and known [N, P]; `mean`, `deviation`:
         of the numbers in the training table."""
         self.mean.copy_(mean)

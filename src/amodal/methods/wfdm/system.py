@@ -38,11 +38,11 @@ from . import learning
 from .estimate import Estimate
 from .learning import Learning
 from .network import Adapter, Controlled, Prior, condition, shown, unconditional
-from .normal import Normal
+from .normal import Latents, Normal
 from .schema import Schema, encode
 
 Data = Callable[[int], Batch]
-FITTED = 2048  # volumes that the normal law of latents is fitted to
+FITTED, TOGETHER = 1024, 2048  # volumes that the normal law of latents is fitted to, without and with factors
 
 # scheme -> the process, what is predicted, and eta of its sampler (section 3.3)
 SCHEMES: dict[str, tuple[Process, Prediction, float]] = {
@@ -223,14 +223,15 @@ class WFDM(nn.Module):
         self.codec.calibrate(images())
         tables = [self._metadata(batch.metadata, len(batch)) for batch in learning.some(data, 256)]
         values, known = (torch.cat(parts).cpu() for parts in zip(*tables))
-        self.net.fit(values, known, lambda: self._latents(data))
+        latents = list(self._latents(data)) if self.config.aligned else []
+        self.net.fit(values, known, latents)
         if self.coarse is not None:
-            lower = ((low(z), which, values, known) for z, which, values, known in self._latents(data))
-            cast(Prior, self.coarse.net).fit(values, known, lambda: lower)
+            lower = [(low(z), which, told, given) for z, which, told, given in latents]
+            cast(Prior, self.coarse.net).fit(values, known, lower)
 
-    def _latents(self, data: Data) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def _latents(self, data: Data) -> Iterator[Latents]:
         """Latents of the first of the training set, which modality each is of, and what is known of its subject."""
-        for k, batch in enumerate(learning.some(data, FITTED)):
+        for k, batch in enumerate(learning.some(data, TOGETHER if self.config.factors else FITTED)):
             x, target = learning.pick(batch, self.weights, Rng.of(0, len(batch), "normal", k))
             yield (self._remembered(x), target, *self._metadata(batch.metadata, len(batch)))
 
