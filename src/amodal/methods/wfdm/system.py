@@ -223,10 +223,12 @@ class WFDM(nn.Module):
         self.codec.calibrate(images())
         tables = [self._metadata(batch.metadata, len(batch)) for batch in learning.some(data, 256)]
         values, known = (torch.cat(parts).cpu() for parts in zip(*tables))
-        latents = list(self._latents(data)) if self.config.aligned else []
-        self.net.fit(values, known, latents)
-        if self.coarse is not None:
-            lower = [(low(z), which, told, given) for z, which, told, given in latents]
+        if self.coarse is None:
+            self.net.fit(values, known, self._latents(data))
+        else:
+            latents = list(self._latents(data))
+            self.net.fit(values, known, latents)
+            lower = ((low(z), which, told, given) for z, which, told, given in latents)
             cast(Prior, self.coarse.net).fit(values, known, lower)
 
     def _latents(self, data: Data) -> Iterator[Latents]:
