@@ -2,12 +2,13 @@
 measured, beside what it should leave alone.
 
     python benchmarks/controllability.py --model RUN [--seeds 4] [--flags 16] [--steps 20] [--guidance 2] [--out OUT]
+        [--finer 2] [--tumour-radius 9 21]
 
 For models of the virtual cohort, where the truth is known. The share of each voxel that is fluid is a polynomial of the
 images, fitted on virtual subjects that no model was trained on and checked on others: the correlation with the truth
 is printed and kept, and that with the age of virtual subjects of whom nothing else is changed, as they are and blurred.
-So is the share that is lesion, of all four images, each near and in a wider neighbourhood, and how far that differs
-from the other side of the brain.
+So is the share that is lesion, of FLAIR alone, near and in a wider neighbourhood, and how far that differs from the
+other side of the brain: each image is drawn by itself, and what is nowhere certain lies elsewhere in another contrast.
 
     age      30 to 85      fluid, in all and deep in the brain: correlation with the request, ml a decade; the cohort's
     sex      F, M          size of the brain: difference in per cent, beside the cohort's own
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import ndimage
-from wfdm_data import SEED, Person, person
+from wfdm_data import RADIUS, SEED, Person, person
 
 from amodal.core.rng import Rng
 from amodal.data.intensity import Window
@@ -43,8 +44,8 @@ AGES = tuple(range(30, 86, 5))
 AGED = (30, 50, 70, 85)
 FIRST = 10  # noise
 MODALITIES = ("T1w", "T2w", "FLAIR")  # that fluid is read from
-MADE = ("T1w", "T1Gd", "T2w", "FLAIR")  # and lesions
-SETTINGS = ("guidance", "texture", "eta")
+LESION = "FLAIR"  # that lesions are read from
+SETTINGS = ("guidance", "stress", "texture", "eta")
 NEAR, WIDE, OVER = 2.5, 6.25, 4.0  # mm, of Gaussians: two looks at each image, and at the share of lesion found
 SURE = 0.2  # of lesion, at least: it is one
 
@@ -104,17 +105,14 @@ def levels(images: Mapping[str, np.ndarray], where: np.ndarray) -> list[np.ndarr
 
 
 def looks(images: Mapping[str, np.ndarray], inside: np.ndarray, voxel: float) -> list[np.ndarray]:
-    """Each image by its median in the brain, smoothed there: NEAR and WIDE, and the wide one less the other side's."""
-    found, weight = [], inside.astype(np.float32)
-    both = inside & inside[::-1]
-    for m in MADE:
-        level = np.where(inside, (images[m] + 1) / np.median(images[m][inside] + 1), 0)
-        near, wide = (
-            ndimage.gaussian_filter(level, w / voxel) / np.maximum(ndimage.gaussian_filter(weight, w / voxel), 0.3)
-            for w in (NEAR, WIDE)
-        )
-        found += [near, wide, np.where(both, wide - wide[::-1], 0)]
-    return found
+    """LESION by its median in the brain, smoothed there: NEAR and WIDE, and the wide one less the other side's."""
+    weight, both = inside.astype(np.float32), inside & inside[::-1]
+    level = np.where(inside, (images[LESION] + 1) / np.median(images[LESION][inside] + 1), 0)
+    near, wide = (
+        ndimage.gaussian_filter(level, w / voxel) / np.maximum(ndimage.gaussian_filter(weight, w / voxel), 0.3)
+        for w in (NEAR, WIDE)
+    )
+    return [near, wide, np.where(both, wide - wide[::-1], 0)]
 
 
 def products(images: Sequence[np.ndarray], where: np.ndarray) -> np.ndarray:
@@ -150,21 +148,26 @@ def truth(one: Person, voxel: float) -> tuple[float, float]:
     return tuple(float(one.shares["fluid"][w].sum()) * voxel**3 / 1000 for w in (deep | True, deep))  # type: ignore
 
 
-def virtual(index: int, model: Model, finer: int, age: float | None = None) -> Person:
-    """Virtual subject `index`, of a seed that no model was trained on; images in [-1, 1]. `age`: not its own."""
-    made = person(index, SEED, model.grid.size, model.grid.spacing[0][0], age=age, finer=finer)
+def virtual(
+    index: int, model: Model, finer: int, age: float | None = None, radius: Sequence[float] = RADIUS
+) -> Person:  # fmt: skip
+    """Virtual subject `index`, of a seed that no model was trained on; images in [-1, 1]. `age`: not its own; `radius`:
+    of tumours, in mm."""
+    made = person(index, SEED, model.grid.size, model.grid.spacing[0][0], age=age, finer=finer, radius=radius)
     images = {m: Window.of(x, model.grid.percentiles).enter(x) for m, x in made.images.items()}
     return dataclasses.replace(made, images=images)
 
 
-def ageing(reader: Reader, model: Model, finer: int, subjects: Sequence[int]) -> dict[str, float]:
+def ageing(
+    reader: Reader, model: Model, finer: int, subjects: Sequence[int], radius: Sequence[float]
+) -> dict[str, float]:  # fmt: skip
     """Mean correlation of what is read with age where nothing but the age of a virtual subject changes, of its images
     as they are and blurred by a voxel."""
     found: dict[str, list[float]] = {}
     for index in subjects:
         rows = []
         for age in AGED:
-            images = virtual(index, model, finer, age).images
+            images = virtual(index, model, finer, age, radius).images
             soft = {m: ndimage.gaussian_filter(x, 1.0) for m, x in images.items()}
             rows.append([reader.measure(x)[name] for x in (images, soft) for name in ("fluid", "deep fluid")])
         for name, values in zip(("fluid", "deep fluid", "fluid, blurred", "deep fluid, blurred"), zip(*rows)):
@@ -175,10 +178,10 @@ def ageing(reader: Reader, model: Model, finer: int, subjects: Sequence[int]) ->
 def generated(model: Model, row: Mapping[str, Any], seed: int, steps: int) -> dict[str, np.ndarray]:
     """The images of nobody, [-1, 1]: the noise belongs to the seed alone."""
     method = model._with(steps=steps)
-    wanted = torch.tensor([m in MADE for m in model.modalities])
+    wanted = torch.tensor([m in MODALITIES for m in model.modalities])
     conditions = {**method.encode_metadata([row]), "wanted": wanted}
     out = method.generate(1, model.grid.size, Rng.of(seed, 1, "controllability"), conditions)[0].numpy()
-    return {m: out[model.modalities.index(m)] for m in MADE}
+    return {m: out[model.modalities.index(m)] for m in MODALITIES}
 
 
 def threshold(values: Sequence[float], truth: Sequence[bool]) -> tuple[float, float, float]:
@@ -297,6 +300,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--subjects", type=int, default=32, help=fitted)
     parser.add_argument("--aged", type=int, default=3, help="of those that check, how many are tried at other ages")
     parser.add_argument("--finer", type=int, default=2, help="how much finer they are simulated than the model's grid")
+    parser.add_argument("--tumour-radius", type=float, nargs=2, default=RADIUS, help="mm, of the virtual subjects'")
     for name in SETTINGS:
         parser.add_argument(f"--{name}", type=float, help="in place of the model's")
     parser.add_argument("--device", default="auto")
@@ -308,7 +312,8 @@ def main() -> None:
     choice = options()
     model = load(choice.model, device=choice.device)
     model.method.config = model._with(**{name: getattr(choice, name) for name in SETTINGS}).config
-    people = [virtual(i, model, choice.finer) for i in range(choice.subjects + choice.subjects // 2)]
+    radius, count = choice.tumour_radius, choice.subjects + choice.subjects // 2
+    people = [virtual(i, model, choice.finer, radius=radius) for i in range(count)]
     voxel = model.grid.spacing[0][0]
     reader, unseen = learn(people[: choice.subjects], voxel), people[choice.subjects :]
     real = [(reader.measure(person.images), person.row) for person in people]
@@ -316,7 +321,7 @@ def main() -> None:
     pairs = zip(("fluid", "deep fluid"), zip(*(truth(p, voxel) for p in unseen)))
     exact = {name: float(np.corrcoef([m[name] for m, _ in there], v)[0, 1]) for name, v in pairs}
     print(f"as read against the truth on {len(unseen)} unseen virtual subjects, correlation: {exact}")
-    aged = ageing(reader, model, choice.finer, range(choice.subjects, choice.subjects + choice.aged))
+    aged = ageing(reader, model, choice.finer, range(choice.subjects, choice.subjects + choice.aged), radius)
     print(f"as read against age where nothing else changes, correlation: {aged}")
     found = sweeps(model, reader, choice.seeds, choice.flags, choice.steps, lambda what: print(what, flush=True))
     table = report(found, real)
@@ -328,6 +333,7 @@ def main() -> None:
         "flags": choice.flags,
         "steps": choice.steps,
         "subjects": choice.subjects,
+        "tumour radius": list(radius),
         "reader": exact,
         "reader, ageing": aged,
     }

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from wfdm_data import SEED, person
+from wfdm_data import RADIUS, SEED, person
 
 from amodal.core.rng import Rng
 from amodal.data.dataset import Cache
@@ -33,16 +33,17 @@ from amodal.metrics.extractors import load as extractor_named
 from amodal.metrics.privacy import audit
 from amodal.model import Model, load
 
-SETTINGS = {"steps": int, "guidance": float, "texture": float, "eta": float}
+SETTINGS = {"steps": int, "guidance": float, "stress": float, "texture": float, "eta": float}
 Cohort = dict[str, dict[str, np.ndarray]]  # modality -> subject -> volume [0, 1]
 
 
-def real(model: Model, count: int, finer: int) -> tuple[Cohort, list[dict[str, Any]]]:
+def real(model: Model, count: int, finer: int, radius: Sequence[float]) -> tuple[Cohort, list[dict[str, Any]]]:
     """Virtual subjects that nothing was trained on, and their rows."""
     out: Cohort = {m: {} for m in model.modalities}
     rows = []
     for index in range(count):
-        made = person(index, SEED, model.grid.size, model.grid.spacing[0][0], model.modalities, finer=finer)
+        size, voxel = model.grid.size, model.grid.spacing[0][0]
+        made = person(index, SEED, size, voxel, model.modalities, finer=finer, radius=radius)
         for m, x in made.images.items():
             out[m][f"sub-v{index + 1:03d}"] = (Window.of(x, model.grid.percentiles).enter(x) + 1) / 2
         rows.append(made.row)
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--training", type=Path, help="a run whose cache holds the training volumes: look for copies")
     parser.add_argument("--subjects", type=int, default=24)
     parser.add_argument("--finer", type=int, default=2, help="how much finer they are simulated than the model's grid")
+    parser.add_argument("--tumour-radius", type=float, nargs=2, default=RADIUS, help="mm, of the unseen subjects'")
     for name, kind in SETTINGS.items():
         parser.add_argument(f"--{name}", type=kind, help="in place of the model's")
     parser.add_argument("--device", default="auto")
@@ -168,7 +170,7 @@ def main() -> None:
     for named in choice.model:
         name, _, run = named.rpartition("=")
         model = load(run, device=choice.device, precision=choice.precision)
-        there, rows = real(model, choice.subjects, choice.finer)
+        there, rows = real(model, choice.subjects, choice.finer, choice.tumour_radius)
         changed = {key: getattr(choice, key) for key in SETTINGS}
         made, seconds = generated(model, rows, choice.keep / name, changed)
         used = model._with(**changed)

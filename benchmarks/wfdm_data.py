@@ -1,6 +1,7 @@
 """The virtual subjects of WFDM's measurements: simulated on voxels of half the size, then averaged over 2 x 2 x 2.
 
     python benchmarks/wfdm_data.py OUT -n 240 [--first 0] [--seed 0] [--size 48 56 40] [--spacing 4] [--finer 2]
+        [--tumour 0.4] [--tumour-radius 9 21]
 
 A voxel of 4 mm then holds the mean of what lies in it, as a scanner's does, where a simulation on 4 mm voxels would
 show the tissue at its centre; `--finer 1` simulates on the voxels as they are, like `amodal phantom`. Intensities above
@@ -30,6 +31,7 @@ SEED = 7000  # subjects of this seed are never trained on
 MODALITIES = ("T1w", "T1Gd", "T2w", "FLAIR")
 GROUPS = {"fluid": "CSF", "lesion": "L"}
 TOP = 1000  # intensity that white becomes
+RADIUS = (9.0, 21.0)  # mm, of tumours
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ class Person:
 def person(
     index: int, seed: int, shape: Sequence[int], spacing: float, modalities: Sequence[str] = MODALITIES,
     tumour: float = 0.4, lesions: float = 0.4, age: float | None = None, finer: int = 2,
+    radius: Sequence[float] = RADIUS,
 ) -> Person:  # fmt: skip
     """Virtual subject `index` of a seed. `age`: in place of its own; all else about it stays. `finer`: times smaller
-    are the voxels of the simulation."""
+    are the voxels of the simulation. `radius`: range of the tumours' (mm)."""
     fine = tuple(finer * n for n in shape)
     config = PhantomConfig(fine, spacing / finer, tuple(modalities), tumour=tumour, lesions=lesions)  # type: ignore[arg-type]
+    config = replace(config, tumour_radius=tuple(radius))
     config = config if age is None else replace(config, age=(age, age))
     made = subject(index, seed, config)
     images = {m: coarse((Window.of(x).enter(x) + 1) * (TOP / 2), finer) for m, x in made.images.items()}
@@ -99,11 +103,15 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, default=4.0)
     parser.add_argument("--finer", type=int, default=2)
     parser.add_argument("--tumour", type=float, default=0.4)
+    parser.add_argument("--tumour-radius", type=float, nargs=2, default=RADIUS)
     choice = parser.parse_args()
     rows = []
     for index in range(choice.first, choice.first + choice.n):
         label = f"sub-{index + 1:03d}"
-        made = person(index, choice.seed, choice.size, choice.spacing, tumour=choice.tumour, finer=choice.finer)
+        made = person(
+            index, choice.seed, choice.size, choice.spacing, tumour=choice.tumour, finer=choice.finer,
+            radius=choice.tumour_radius,
+        )  # fmt: skip
         write(choice.out, label, made.images, choice.spacing)
         rows.append({"participant_id": label, **made.row})
         print(label, made.row, flush=True)

@@ -198,6 +198,20 @@ def test_changing_one_setting_leaves_the_rest_of_the_person(toy):
     assert plain.parameters["volumes_ml"]["core"] == 0
 
 
+def test_tumours_are_as_large_as_asked(toy):
+    """The core's volume is that of a ball whose radius lies in the range; the place and all else stay."""
+    small, large = (
+        subject(2, 0, replace(SMALL, tumour=1.0, tumour_radius=(mm, mm), noise=0.0, modalities=("T2w",)), toy)
+        for mm in (7.0, 14.0)
+    )
+    one, other = (v.parameters["tumour"] for v in (small, large))
+    assert (one["radius"], other["radius"]) == (7.0, 14.0)
+    assert {k: v for k, v in one.items() if k != "radius"} == {k: v for k, v in other.items() if k != "radius"}
+    volumes = [sum(v.parameters["volumes_ml"][k] for k in ("core", "rim", "necrosis")) for v in (small, large)]
+    for volume, mm in zip(volumes, (7.0, 14.0)):
+        assert 0.4 < volume / (4 / 3 * np.pi * mm**3 / 1000) < 1.5  # what lies outside the brain is lost
+
+
 def test_truth_agrees_with_itself(toy):
     virtual = subject(1, 0, replace(SMALL, tumour=1.0, lesions=1.0), toy)
     stack = np.stack(list(virtual.fractions.values()))
@@ -432,6 +446,9 @@ def _stop(done: int, of: int) -> None:
         ({"head": True}, "stripped=False"),
         ({"shape": (4, 64, 64)}, "8 or more"),
         ({"age": (60.0, 20.0)}, "youngest"),
+        ({"tumour_radius": (20.0, 10.0)}, "smallest"),
+        ({"tumour_radius": (0.0, 10.0)}, "above 0"),
+        ({"tumour_radius": (9.0, math.inf)}, "in mm"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(settings, words):

@@ -547,6 +547,24 @@ def test_guidance_goes_from_without_to_with():
     assert network.unconditional(vector, M)[0, :M].tolist() == [1, 0, 0, 0]
 
 
+def test_flags_that_are_set_are_stressed_against_not_set():
+    """What is said of age and sex, what is not known, and a flag that is off stay as they are; in the middle of a draw
+    x0 = without + s (with - without), before and after as it is."""
+    method = build(stress=4.0)
+    vector = vector_of(method, 0, age=40, sex="M", tumour="yes")
+    without = network.contrary(vector, M, method.config.schema)
+    assert torch.equal(without, vector_of(method, 0, age=40, sex="M", tumour="no"))
+    off = vector_of(method, 0, age=2, sex="M", ms="no")  # 2 is how "yes" is written
+    assert torch.equal(network.contrary(off, M, method.config.schema), off)
+    z = Rng.of(0, 1).normal(4, 4, 4, 4)
+    for t, far in ((0.95, 1), (0.7, 4), (0.3, 1)):
+        at = torch.tensor([t])
+        found = method._denoise(method.prior, vector, ())(z, at)
+        one, other = (method.prior(z, at, v) for v in (vector, without))
+        assert not torch.allclose(one, other, atol=1e-3)
+        torch.testing.assert_close(found, other + far * (one - other), atol=1e-4, rtol=1e-4)
+
+
 def test_texture_is_of_what_moves_the_image_least():
     """Noise of the mean of a cell keeps its spread, that of the finest cosines takes it nearly all; completions, and
     codecs without a linear path, know nothing of it."""

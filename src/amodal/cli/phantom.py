@@ -30,6 +30,9 @@ def phantom(
         ),
     ] = None,
     tumour: Annotated[float, typer.Option(help="Probability of a tumour.")] = 0.2,
+    tumour_radius: Annotated[
+        tuple[float, float], typer.Option(help="Smallest and largest radius of a tumour's core, mm.")
+    ] = (9.0, 21.0),
     lesions: Annotated[float, typer.Option(help="Probability of MS-like lesions.")] = 0.4,
     noise: Annotated[float, typer.Option(help="Rician noise, relative to white matter.")] = 0.02,
     bias: Annotated[float, typer.Option(help="Strength of the bias field.")] = 0.15,
@@ -64,6 +67,7 @@ def phantom(
             canonical(name) for name in " ".join(modalities or ("T1w,T1Gd,T2w,FLAIR",)).replace(",", " ").split()
         ),
         tumour=tumour,
+        tumour_radius=tumour_radius,
         lesions=lesions,
         noise=noise,
         bias=bias,

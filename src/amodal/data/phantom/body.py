@@ -56,7 +56,7 @@ def make_body(
     """Tissue fractions of the subject on its grid, and what was drawn for it."""
     stream = streams(index, seed, "body")
     growth = (person["age"] - 38.0) / 12.0 + 0.5 * person["ventricle_factor"]  # mm that the ventricles' wall moves
-    tumour = lesions.draw_tumour(stream("tumour")) if person["has_tumour"] else None
+    tumour = lesions.draw_tumour(stream("tumour"), config.tumour_radius) if person["has_tumour"] else None
     if tumour is not None:
         centre = _tumour_centre(stream("tumour place"), anatomy)
         tumour |= {f"atlas_{axis}": float(c) for axis, c in zip("xyz", centre)}

@@ -19,7 +19,7 @@ class PhantomConfig:
     signal of white matter. `misregistration`: standard deviation of each modality's shift (mm) and turn (degrees).
     `slice_thickness` (mm): thick axial slices, 0 = as `spacing`. `stripped`: background exactly 0. `labelmap`: a
     FreeSurfer-like label map, or a folder of them, in place of the MNI152 template. `age`: range in years.
-    `warp`: how much shapes differ, 1 = as people do.
+    `warp`: how much shapes differ, 1 = as people do. `tumour_radius`: range in mm, of the core without oedema.
     """
 
     shape: tuple[int, int, int] = (128, 128, 128)
@@ -37,6 +37,7 @@ class PhantomConfig:
     labelmap: str | Path | None = None
     age: tuple[float, float] = (20.0, 85.0)
     warp: float = 1.0
+    tumour_radius: tuple[float, float] = (9.0, 21.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labelmap", None if self.labelmap is None else str(self.labelmap))
@@ -58,6 +59,8 @@ class PhantomConfig:
             raise InputError("head=True shows skull and scalp, so nothing can be stripped: set stripped=False.")
         if not 0 < self.age[0] <= self.age[1]:
             raise InputError(f"age={self.age}: give the youngest and the oldest age in years.")
+        if not 0 < self.tumour_radius[0] <= self.tumour_radius[1] < math.inf:
+            raise InputError(f"tumour_radius={self.tumour_radius}: give the smallest and the largest in mm, above 0.")
 
 
 def settings(config: PhantomConfig) -> dict[str, Any]:

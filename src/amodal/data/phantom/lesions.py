@@ -123,10 +123,11 @@ def _ovoid(
     return box, (np.sqrt(across + (along / length) ** 2) / radius).astype(np.float32)
 
 
-def draw_tumour(rng: np.random.Generator) -> dict[str, float]:
-    """What a tumour is like: `radius` in mm; `high_grade` has an enhancing rim around necrosis; widths in radii."""
+def draw_tumour(rng: np.random.Generator, radius: tuple[float, float]) -> dict[str, float]:
+    """What a tumour is like: `radius` of its core in mm, in a range; `high_grade` has an enhancing rim around necrosis;
+    widths in radii."""
     return {
-        "radius": float(rng.uniform(9, 21)),
+        "radius": float(rng.uniform(*radius)),
         "high_grade": float(rng.random() < 0.75),
         "necrosis": float(rng.uniform(0.3, 0.62)),
         "rim": float(rng.uniform(0.12, 0.35)),

@@ -25,7 +25,7 @@ from ...nn.norm import group_norm, normalise
 from ...nn.unet import UNet, UNetConfig, build, plan
 from .estimate import Estimate
 from .normal import Latents, Normal, left, time_of
-from .schema import Schema
+from .schema import NO, YES, Schema
 
 USUAL, MOST = 2.0, 20.0  # squares of surprise: what is below is no surprise, what is above no greater one
 
@@ -50,6 +50,13 @@ def condition(which: Tensor, modalities: int, values: Tensor, known: Tensor) -> 
 def unconditional(vector: Tensor, modalities: int) -> Tensor:
     """The same modality with nothing known of the subject."""
     return torch.cat([vector[:, :modalities], torch.zeros_like(vector[:, modalities:])], dim=1)
+
+
+def contrary(vector: Tensor, modalities: int, schema: Schema) -> Tensor:
+    """The same with every flag that is set not set."""
+    flags = torch.tensor([f.kind == "flag" for f in schema.fields], device=vector.device)
+    which, values, known = vector.split([modalities, len(schema), len(schema)], dim=1)
+    return torch.cat([which, torch.where(flags & (values == YES), NO, values), known], dim=1)
 
 
 def shown(config: UNetConfig, aligned: bool) -> UNetConfig:

@@ -22,6 +22,7 @@ from ...core.errors import InputError
 
 MISSING = ("", "n/a", "na", "nan", "none", "null", "unknown", "missing", "not recorded", "-")
 FLAGS = {"no": 1, "n": 1, "false": 1, "0": 1, "absent": 1, "yes": 2, "y": 2, "true": 2, "1": 2, "present": 2}
+NO, YES = 1.0, 2.0
 UNITS: dict[tuple[str, str], float] = {  # (the table's unit, the schema's) -> factor
     ("month", "year"): 1 / 12, ("week", "year"): 7 / 365.25, ("day", "year"): 1 / 365.25,
     ("m", "cm"): 100.0, ("mm", "cm"): 0.1, ("in", "cm"): 2.54, ("g", "kg"): 1e-3, ("lb", "kg"): 0.45359237,

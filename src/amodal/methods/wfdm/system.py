@@ -28,6 +28,7 @@ from ...core.contract import Batch, Player, Progress, Stage, share
 from ...core.errors import InputError
 from ...core.rng import Rng
 from ...diffusion.denoiser import Denoise, Denoiser, Norm, Prediction
+from ...diffusion.guidance import Other, guided
 from ...diffusion.process import DDPM, Process, RectifiedFlow
 from ...diffusion.samplers import ddim, heun, multistep
 from ...nn.critic import Critic
@@ -37,12 +38,13 @@ from ...nn.wavelet import low
 from . import learning
 from .estimate import Estimate
 from .learning import Learning
-from .network import Adapter, Controlled, Prior, condition, shown, unconditional
+from .network import Adapter, Controlled, Prior, condition, contrary, shown, unconditional
 from .normal import Latents, Normal
 from .schema import Schema, encode
 
 Data = Callable[[int], Batch]
 FITTED, TOGETHER = 1024, 2048  # volumes that the normal law of latents is fitted to, without and with factors
+MIDDLE = 0.4, 0.9  # of a draw's time: what a flag does to all of an image is settled before, grain after
 
 # scheme -> the process, what is predicted, and eta of its sampler (section 3.3)
 SCHEMES: dict[str, tuple[Process, Prediction, float]] = {
@@ -57,7 +59,8 @@ class Config:
     """`size`, `spacing`: of the volumes (voxels, mm). `meta`: width of the metadata's embedding. `norm`: of the prior's
     loss. `shift`: of a rectified flow's times. `steps`: of a draw. `eta`: how much of the noise is new in each (0:
     none, 1: ancestral, None: as the scheme has it; ddim only). `guidance`: how far what is known of the subject is
-    stressed (1: as learned). `texture`: spread of the noise that a generated volume begins from, in those channels of
+    stressed (1: as learned); `stress`: how far flags that are set are, against the same subject without, in the MIDDLE
+    of a draw. `texture`: spread of the noise that a generated volume begins from, in those channels of
     the latent that move the image least (1: as it is, less: smoother). `aligned`: the prior adds to a regression of
     latents (`Normal`). `coarse`: widths of a second, smaller prior, of the latents' low Haar band; a generated volume's
     is drawn first, and the prior draws the details (aligned only; (): none). `factors`: in how many directions that
@@ -80,6 +83,7 @@ class Config:
     solver: Literal["ddim", "heun", "multistep"] = "ddim"
     eta: float | None = None
     guidance: float = 1.0
+    stress: float = 1.0
     texture: float = 1.0
     aligned: bool = False
     coarse: tuple[int, ...] = ()
@@ -356,16 +360,13 @@ class WFDM(nn.Module):
         return solvers[config.solver]()
 
     def _denoise(self, net: Denoiser, vector: Tensor, beside: tuple[Tensor, ...]) -> Denoise:
-        """The denoiser of these conditions, with classifier-free guidance (Ho & Salimans 2022) if it is asked for."""
-        bare, guidance = unconditional(vector, len(self.modalities)), self.config.guidance
-        if guidance == 1 or torch.equal(bare, vector):
-            return lambda z, t: net(z, t, vector, *beside)
-
-        def guided(z: Tensor, t: Tensor) -> Tensor:
-            without = net(z, t, bare, *beside)
-            return without + guidance * (net(z, t, vector, *beside) - without)
-
-        return guided
+        """The denoiser of these conditions, as far from others as is asked for."""
+        config, m, end = self.config, len(self.modalities), net.process.end
+        others = (
+            Other(config.guidance, unconditional(vector, m), 0.0, end),
+            Other(config.stress, contrary(vector, m, config.schema), *(end * t for t in MIDDLE)),
+        )
+        return guided(lambda z, t, vector: net(z, t, vector, *beside), vector, others)
 
 
 def denoiser(config: Config, net: UNetConfig, size: Sequence[int], coarse: bool = False) -> Denoiser:
