@@ -585,6 +585,24 @@ def test_texture_is_of_what_moves_the_image_least():
     assert torch.equal(drawn(0.25, linear=False)[0], drawn(1.0, linear=False)[0])
 
 
+def test_what_a_coarse_prior_leaves_is_texture():
+    """The details begin with that much of the noise in every channel, the low band as without a coarse prior."""
+    seen = []
+
+    def drawn(texture):
+        codec = dataclasses.replace(TINY.codec, linear=True)
+        method = build(codec=codec, aligned=True, coarse=(16, 16), texture=texture, steps=1)
+        method._denoise = lambda net, vector, beside: lambda z, t: seen.append(z) or z
+        method.generate(1, (16, 16, 16), Rng.of(0, 1))
+        return method, [z.clone() for z in seen[-2:]]
+
+    method, (low_whole, whole) = drawn(1.0)
+    _, (low_less, less) = drawn(0.25)
+    weight = method.codec.influence
+    assert torch.equal(less, 0.25 * whole)
+    torch.testing.assert_close(low_less, low_whole * 0.25 ** (1 - weight / weight.max()))
+
+
 def test_progress_of_generation_reaches_its_end():
     said = []
     build(chunk=1).generate(2, (16, 16, 16), Rng.of(0, 2), progress=lambda done, of: said.append((done, of)))

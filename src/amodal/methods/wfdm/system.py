@@ -61,7 +61,8 @@ class Config:
     none, 1: ancestral, None: as the scheme has it; ddim only). `guidance`: how far what is known of the subject is
     stressed (1: as learned); `stress`: how far flags that are set are, against the same subject without, in the MIDDLE
     of a draw. `texture`: spread of the noise that a generated volume begins from, in those channels of
-    the latent that move the image least (1: as it is, less: smoother). `aligned`: the prior adds to a regression of
+    the latent that move the image least, and in all that a coarse prior leaves to be drawn (1: as it is, less:
+    smoother). `aligned`: the prior adds to a regression of
     latents (`Normal`). `coarse`: widths of a second, smaller prior, of the latents' low Haar band; a generated volume's
     is drawn first, and the prior draws the details (aligned only; (): none). `factors`: in how many directions that
     regression knows latents to vary together, of the coarse prior's if there is one (aligned only). `components`: of
@@ -335,14 +336,15 @@ class WFDM(nn.Module):
         z = noise.normal(self.codec.channels, *size).to(vector.device)
         if known is not None:
             return self.codec.decode(self._solve(self._joint(), z, vector, (known,), later, progress))
-        weight = self.codec.influence
-        z, parts = z * self.config.texture ** (1 - weight / weight.max()), 1
+        weight, parts, spread = self.codec.influence, 1, self.config.texture
         beside: tuple[Tensor, ...] = ()
-        if self.coarse is not None:  # from the low band of the same noise
+        begin = z * spread ** (1 - weight / weight.max())
+        if self.coarse is not None:  # from the low band of the same noise; all that it leaves is texture
             parts, first = 2, share(progress, 0, 2)
-            beside = (self._solve(self.coarse, low(z), vector, (), later.fork("coarse"), first),)
+            beside = (self._solve(self.coarse, low(begin), vector, (), later.fork("coarse"), first),)
+            begin = z * spread
         last = share(progress, parts - 1, parts)
-        return self.codec.decode(self._solve(self.prior, z, vector, beside, later, last))
+        return self.codec.decode(self._solve(self.prior, begin, vector, beside, later, last))
 
     def _solve(
         self, net: Denoiser, z: Tensor, vector: Tensor, beside: tuple[Tensor, ...], later: Rng,
