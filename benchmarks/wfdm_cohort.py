@@ -40,9 +40,8 @@ Cohort = dict[str, dict[str, np.ndarray]]  # modality -> subject -> volume [0, 1
 def real(model: Model, count: int, finer: int, radius: Sequence[float]) -> tuple[Cohort, list[dict[str, Any]]]:
     """Virtual subjects that nothing was trained on, and their rows."""
     out: Cohort = {m: {} for m in model.modalities}
-    rows = []
+    rows, size, voxel = [], model.grid.size, model.grid.spacing[0][0]
     for index in range(count):
-        size, voxel = model.grid.size, model.grid.spacing[0][0]
         made = person(index, SEED, size, voxel, model.modalities, finer=finer, radius=radius)
         for m, x in made.images.items():
             out[m][f"sub-v{index + 1:03d}"] = (Window.of(x, model.grid.percentiles).enter(x) + 1) / 2

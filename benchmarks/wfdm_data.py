@@ -31,7 +31,7 @@ SEED = 7000  # subjects of this seed are never trained on
 MODALITIES = ("T1w", "T1Gd", "T2w", "FLAIR")
 GROUPS = {"fluid": "CSF", "lesion": "L"}
 TOP = 1000  # intensity that white becomes
-RADIUS = (9.0, 21.0)  # mm, of tumours
+RADIUS = PhantomConfig.tumour_radius
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def person(
     """Virtual subject `index` of a seed. `age`: in place of its own; all else about it stays. `finer`: times smaller
     are the voxels of the simulation. `radius`: range of the tumours' (mm)."""
     fine = tuple(finer * n for n in shape)
-    config = PhantomConfig(fine, spacing / finer, tuple(modalities), tumour=tumour, lesions=lesions)  # type: ignore[arg-type]
-    config = replace(config, tumour_radius=tuple(radius))
+    grid = (fine, spacing / finer, tuple(modalities))
+    config = PhantomConfig(*grid, tumour=tumour, lesions=lesions, tumour_radius=tuple(radius))  # type: ignore[arg-type]
     config = config if age is None else replace(config, age=(age, age))
     made = subject(index, seed, config)
     images = {m: coarse((Window.of(x).enter(x) + 1) * (TOP / 2), finer) for m, x in made.images.items()}

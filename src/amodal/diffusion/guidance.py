@@ -27,6 +27,9 @@ def guided(net: Conditional, condition: Tensor, others: Sequence[Other]) -> Deno
     """The denoiser of a condition, away from each of the `others`; those that are the condition itself cost nothing."""
     others = [o for o in others if o.weight != 1 and not torch.equal(o.condition, condition)]
 
+    if not others:  # nothing waits for the value of t
+        return lambda x, t: net(x, t, condition)
+
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         asked = net(x, t, condition)
         found, now = asked, float(t.max())

@@ -21,8 +21,10 @@ from ...core.config import from_dict
 from ...core.errors import InputError
 
 MISSING = ("", "n/a", "na", "nan", "none", "null", "unknown", "missing", "not recorded", "-")
-FLAGS = {"no": 1, "n": 1, "false": 1, "0": 1, "absent": 1, "yes": 2, "y": 2, "true": 2, "1": 2, "present": 2}
-NO, YES = 1.0, 2.0
+NO, YES = 1.0, 2.0  # of a flag
+FLAGS = dict.fromkeys(("no", "n", "false", "0", "absent"), NO) | dict.fromkeys(
+    ("yes", "y", "true", "1", "present"), YES
+)
 UNITS: dict[tuple[str, str], float] = {  # (the table's unit, the schema's) -> factor
     ("month", "year"): 1 / 12, ("week", "year"): 7 / 365.25, ("day", "year"): 1 / 365.25,
     ("m", "cm"): 100.0, ("mm", "cm"): 0.1, ("in", "cm"): 2.54, ("g", "kg"): 1e-3, ("lb", "kg"): 0.45359237,
@@ -118,7 +120,7 @@ def number(field: Field, said: Any) -> float | None:
     for candidate in (word, whole):
         candidate = words.get(candidate, candidate).lower()
         if field.kind == "flag" and candidate in FLAGS:
-            return float(FLAGS[candidate])
+            return FLAGS[candidate]
         if candidate in (c.lower() for c in field.categories):
             return 1.0 + [c.lower() for c in field.categories].index(candidate)
     return None

@@ -60,13 +60,13 @@ class Config:
     loss. `shift`: of a rectified flow's times. `steps`: of a draw. `eta`: how much of the noise is new in each (0:
     none, 1: ancestral, None: as the scheme has it; ddim only). `guidance`: how far what is known of the subject is
     stressed (1: as learned); `stress`: how far flags that are set are, against the same subject without, in the MIDDLE
-    of a draw. `texture`: spread of the noise that a generated volume begins from, in those channels of
-    the latent that move the image least, and in all that a coarse prior leaves to be drawn (1: as it is, less:
-    smoother). `aligned`: the prior adds to a regression of
-    latents (`Normal`). `coarse`: widths of a second, smaller prior, of the latents' low Haar band; a generated volume's
-    is drawn first, and the prior draws the details (aligned only; (): none). `factors`: in how many directions that
-    regression knows latents to vary together, of the coarse prior's if there is one (aligned only). `components`: of
-    the mixture whose estimate of a target a completion begins with (0: none). `stages`: those that are trained.
+    of a draw. `texture`: spread of the noise that a generated volume begins from, in those channels of the latent that
+    move the image least, and in all that a coarse prior leaves to be drawn (1: as it is, less: smoother). `aligned`:
+    the prior adds to a regression of latents (`Normal`). `coarse`: widths of a second, smaller prior, of the latents'
+    low Haar band; a generated volume's is drawn first, and the prior draws the details (aligned only; (): none).
+    `factors`: in how many directions that regression knows latents to vary together, of the coarse prior's if there is
+    one (aligned only). `components`: of the mixture whose estimate of a target a completion begins with (0: none).
+    `stages`: those that are trained.
     `chunk`: volumes per evaluation.
     """
 
