@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import monai
 import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
+from amodal.core.device import bf16
 from amodal.methods import any2all
 from amodal.nn.count import flops, parameters
 from amodal.nn.layout import CHANNELS_LAST, convert, fold, unfold
@@ -76,14 +78,16 @@ class Peer(nn.Module):
 
 
 def networks(case: Case, training: bool) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """What is compared: name -> (x, t) -> result. Ours infers with bf16 weights and trains under autocast."""
-    ours = convert(UNet(case.config), None if training else torch.bfloat16).train(training)
+    """What is compared: name -> (x, t) -> result. Ours infers with bf16 weights and trains under autocast; ours and the
+    best peer in fp32 where the hardware has no bf16."""
+    half = bf16("auto", torch.device("cpu"))
+    ours = convert(UNet(case.config), torch.bfloat16 if half and not training else None).train(training)
     plain = Peer(case.config, fused=False).train(training)
     best = Peer(case.config, fused=True).train(training).to(memory_format=CHANNELS_LAST[case.config.dims])
 
     def cast(net: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         def run(x: Tensor, t: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 return net(x.contiguous(memory_format=CHANNELS_LAST[case.config.dims]), t)
 
         return run
@@ -123,7 +127,7 @@ def measure(case: Case, training: bool, rounds: int) -> dict[str, dict[str, floa
     return table
 
 
-def machine(threads: int) -> dict[str, object]:
+def machine(threads: int) -> dict[str, Any]:
     """What the numbers depend on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -133,6 +137,7 @@ def machine(threads: int) -> dict[str, object]:
     return {
         "cpu": model,
         "amx": any("amx_bf16" in line for line in lines),
+        "bf16": bf16("auto", torch.device("cpu")),
         "cores": os.cpu_count(),
         "threads": threads,
         "load": round(os.getloadavg()[0], 1),
@@ -176,8 +181,9 @@ def main() -> None:
             table = measure(case, training, choice.rounds)
             show(table, every * batch * (3 if training else 1) / 1e9)
             about = {"batch": batch, "size": case.size, "rounds": choice.rounds, "gflop_per_image": every / 1e9}
-            row = {**about, "note": choice.note, "machine": machine(choice.threads), "results": table}
-            results.setdefault(name, {})[mode] = row
+            row: dict[str, Any] = {**about, "note": choice.note, "machine": machine(choice.threads), "results": table}
+            kind = "" if row["machine"]["bf16"] else ", float32"
+            results.setdefault(name, {})[mode + kind] = row
             choice.out.parent.mkdir(parents=True, exist_ok=True)
             choice.out.write_text(json.dumps(results, indent=1) + "\n")
 

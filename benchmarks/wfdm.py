@@ -3,7 +3,8 @@ volume decoded; and where a whole volume's time goes.
 
     python benchmarks/wfdm.py [--cases prior train decode volume] [--rounds 3] [--threads 2] [--device cpu|cuda]
 
-Peers: MONAI as it comes (fp32) and at its best (bf16 autocast, channels-last, huge pages). Every network lives in a
+Peers: MONAI as it comes (fp32) and at its best (bf16 autocast, channels-last, huge pages). Bf16 is ours and the best
+peer's where the hardware computes in it (`core.device.bf16`), else both are fp32. Every network lives in a
 process of its own, so that its memory is its own; in every round all take their turn, after a warm-up. Printed are
 medians, the range over rounds, the ratio to ours, and the most memory a process held (on a GPU: that torch held).
 Needs monai and einops. Results are added to `benchmarks/results/wfdm.json`, with machine and versions. `--latent` makes
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from amodal.codecs.wavelet_fusion import WaveletCodec
-from amodal.core.device import keep_memory
+from amodal.core.device import bf16, keep_memory
 from amodal.core.rng import Rng
 from amodal.methods import wfdm
 from amodal.methods.wfdm.network import width_of
@@ -45,15 +46,17 @@ HUGE = {"THP_MEM_ALLOC_ENABLE": "1"}
 def ours(case: str, latent: tuple[int, ...], device: torch.device) -> Run:
     """amodal: bf16 weights (training: bf16 autocast), channels-last, and memory kept as `load` and `train` do."""
     keep_memory()
+    half = bf16("auto", device)
+    kind = torch.bfloat16 if half else torch.float32
     size = tuple(4 * n for n in latent)
     if case == "decode":
-        codec = convert(WaveletCodec(wfdm.published().codec), torch.bfloat16).to(device).eval().requires_grad_(False)
+        codec = convert(WaveletCodec(wfdm.published().codec), kind).to(device).eval().requires_grad_(False)
         z = prior_inputs(latent, device)[0]
         return timed("decode", lambda: codec.decode(z))
     method = wfdm.build(dataclasses.replace(wfdm.published(), size=size)).to(device)
     if case == "train":
-        return training(convert(method.net).train(), prior_inputs(latent, device))
-    convert(method, torch.bfloat16).eval().requires_grad_(False)
+        return training(convert(method.net).train(), prior_inputs(latent, device), half)
+    convert(method, kind).eval().requires_grad_(False)
     z, t, vector = prior_inputs(latent, device)
     if case == "prior":
         return timed("evaluation", lambda: method.net(z, t, vector))
@@ -75,6 +78,7 @@ def monai(case: str, latent: tuple[int, ...], device: torch.device, best: bool) 
     from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 
     z, t, _ = prior_inputs(latent, device)
+    half = best and bf16("auto", device)
     if case == "decode":
         net: nn.Module = AutoencoderKlMaisi(
             3, 1, 1, (2, 2, 2), (64, 128, 256), (False, False, False), latent_channels=4, num_splits=2, dim_split=1
@@ -88,11 +92,11 @@ def monai(case: str, latent: tuple[int, ...], device: torch.device, best: bool) 
         net = net.to(memory_format=torch.channels_last_3d)
         z = z.contiguous(memory_format=torch.channels_last_3d)
     if case == "train":
-        return training(net.train(), (z, t), best)
+        return training(net.train(), (z, t), half)
     net.eval().requires_grad_(False)
     decode: Any = getattr(net, "decode", None)
     return (
-        timed("decode", lambda: decode(z), best) if case == "decode" else timed("evaluation", lambda: net(z, t), best)
+        timed("decode", lambda: decode(z), half) if case == "decode" else timed("evaluation", lambda: net(z, t), half)
     )
 
 
@@ -129,7 +133,7 @@ def timed(name: str, run: Callable[[], Any], cast: bool = False) -> Run:
     return turn
 
 
-def training(net: nn.Module, inputs: tuple[Tensor, ...], cast: bool = True) -> Run:
+def training(net: nn.Module, inputs: tuple[Tensor, ...], cast: bool) -> Run:
     """Forward, mean square against noise, backward, a step of AdamW."""
     optimiser = torch.optim.AdamW(net.parameters(), 1e-4)
     device = inputs[0].device
@@ -225,9 +229,9 @@ def machine(threads: int) -> dict[str, Any]:
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
     return {
-        "cpu": model, "amx": any("amx_bf16" in line for line in lines), "cores": os.cpu_count(), "threads": threads,
-        "load": round(os.getloadavg()[0], 1), "torch": torch.__version__, "python": platform.python_version(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cpu": model, "amx": any("amx_bf16" in line for line in lines), "bf16": bf16("auto", torch.device("cpu")),
+        "cores": os.cpu_count(), "threads": threads, "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
+        "python": platform.python_version(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }  # fmt: skip
 
 
@@ -247,7 +251,8 @@ def main() -> None:
         table = measure(case, choice)
         show(case, table)
         about = {"latent": list(choice.latent), "rounds": choice.rounds, "device": choice.device, "note": choice.note}
-        results[f"{case}, {choice.device}"] = {**about, "machine": machine(choice.threads), "results": table}
+        kind = "" if bf16("auto", torch.device(choice.device)) else ", float32"
+        results[f"{case}, {choice.device}{kind}"] = {**about, "machine": machine(choice.threads), "results": table}
         choice.out.parent.mkdir(parents=True, exist_ok=True)
         choice.out.write_text(json.dumps(results, indent=1) + "\n")
 

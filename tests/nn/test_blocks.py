@@ -188,3 +188,17 @@ def test_pad_to_repeats_the_edge_and_crop_to_undoes_it() -> None:
     assert torch.equal(padded[:, :, 5:], x[:, :, 4:5].expand(-1, -1, 3, -1))
     assert torch.equal(layout.crop_to(padded, (5, 8)), x)
     assert layout.pad_to(padded, 4) is padded
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_convolution_of_one_tap_is_the_same_by_both_ways(dims: int, batch: int) -> None:
+    layer, x = _random(blocks.conv(dims, 6, 10, kernel=1)), _normal(batch, 6, *(5, 4, 3)[:dims])
+    by_hand = torch.einsum("ki,bi...->bk...", layer.weight.flatten(1), x) + layer.bias.reshape(-1, *(1,) * dims)
+    for given in (x, layout.channels_last(x)):
+        assert torch.allclose(layer(given), by_hand, atol=1e-6)  # with gradients
+        with torch.no_grad():
+            found = layer(given)
+        assert torch.allclose(found, by_hand, atol=1e-6)
+    assert found.is_contiguous(memory_format=layout.CHANNELS_LAST[dims])
+    assert list(layer.state_dict()) == ["weight", "bias"]

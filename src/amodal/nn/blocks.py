@@ -16,9 +16,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .norm import group_norm, normalise
-from .winograd import TWICE, convolve, derived, pays, run
+from .winograd import TWICE, convolve, derived, run, shortest
+
+
+class Pointwise2d(nn.Conv2d):
+    """A convolution of one tap: see `pointwise`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return pointwise(self, super().forward, input)
+
+
+class Pointwise3d(nn.Conv3d):
+    """A convolution of one tap: see `pointwise`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return pointwise(self, super().forward, input)
+
+
+def pointwise(layer: nn.Conv2d | nn.Conv3d, long: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What `long` makes of x: of channels-last on a CPU, without gradients, as the matrix product it is (the
+    convolution of one thread would first copy x)."""
+    last = x.movedim(1, -1)
+    if torch.is_grad_enabled() or x.device.type != "cpu" or not last.is_contiguous():
+        return long(x)
+    return F.linear(last, layer.weight.flatten(1), layer.bias).movedim(-1, 1)
+
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+POINTWISE: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: Pointwise2d, 3: Pointwise3d}
 TRANSPOSED: dict[int, Callable[..., Tensor]] = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 M = TypeVar("M", bound=nn.Module)
@@ -33,7 +58,7 @@ def zero(layer: M) -> M:
 
 def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d | nn.Conv3d:
     """A convolution that keeps the size (divided by the stride)."""
-    return CONV[dims](inputs, outputs, kernel, stride, padding=kernel // 2)
+    return (POINTWISE if kernel == stride == 1 else CONV)[dims](inputs, outputs, kernel, stride, padding=kernel // 2)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -112,8 +137,8 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, halo: bool = False) -> Tensor:
         """x [B, C, *spatial] -> twice the size; `halo`: x has its neighbours along the first axis."""
-        if pays(self.conv, x):
-            return run(TWICE, x, derived(self.conv, TWICE.transformed), self.conv.bias, halo)
+        if scheme := shortest(self.conv, x, (TWICE,), taps=4):
+            return run(scheme, x, derived(self.conv, scheme.transformed), self.conv.bias, halo)
         # with one voxel more at both ends the first three and last three planes belong to the neighbours
         sides = (1 + 2 * halo, *(1,) * (self.dims - 1))
         return TRANSPOSED[self.dims](x, self.weight(), self.conv.bias, stride=2, padding=sides)

@@ -1,19 +1,23 @@
-"""3-D convolutions with fewer multiplications: sums before and after save products between (Winograd 1980).
+"""Convolutions with fewer multiplications: sums before and after save products between (Winograd 1980).
 
-A `Scheme` makes 2 outputs along an axis by fewer products than taps x outputs; over three axes that is one matrix
-product for each place of a tile.
+A `Scheme` makes the outputs of a tile along an axis by fewer products than taps x outputs; over all axes that is one
+matrix product for each place of a tile.
 
-PLAIN   3 taps, 4 products for 2 outputs in place of 6: in 3-D 8 a voxel for 27 (Lavin & Gray 2016, F(2, 3))
+TWO     3 taps, 4 products for 2 outputs in place of 6: in 3-D 8 a voxel for 27 (Lavin & Gray 2016, F(2, 3))
+FOUR    3 taps, 6 products for 4 outputs in place of 12: in 3-D 3.4 a voxel, in 2-D 2.25 for 9 (the same, F(4, 3)).
+        Its sums are of large and small terms: in float32 1e-5 of the SD, in bf16 they would spoil the image
 TWICE   voxels repeated once, then 3 taps, 3 products for 2 outputs, where the transposed convolution has 4 (see
         `blocks.Up`): in 3-D 27 for each voxel that is repeated, not 64. With taps (a, b, c) around x
             left = (a + b + c) x + a (x_before - x),   right = (a + b + c) x + c (x_after - x)
 
-The sums are bound by memory, so they pay for many channels only; and where a processor has matrix units, not at all.
+The sums are bound by memory, so they pay for many channels only; and where a processor has matrix units, not in bf16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -21,122 +25,125 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WIDE = 128  # channels, of input and of output, from which it pays
-BUDGET = 1 << 24  # values of all tiles at once: more do not stay in the cache
+BUDGET = 1 << 22  # values of all tiles at once: more do not stay in the cache
 PART = 32  # outputs whose weights are transformed at once, in float32
+FETCH = 40  # tiles whose products take as long as reading their place's weights
 
 Conv = nn.Conv2d | nn.Conv3d
+Rows = tuple[tuple[float, ...], ...]
 CONVOLVE: dict[int, Callable[..., Tensor]] = {2: F.conv2d, 3: F.conv3d}
 
-_derived: WeakKeyDictionary[Conv, tuple[tuple[object, int, int], Tensor]] = WeakKeyDictionary()
+Make = Callable[[Tensor], Tensor]
+_derived: WeakKeyDictionary[Conv, tuple[tuple[int, int], dict[Make, Tensor]]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class Scheme:
+    """Along an axis: `taps` makes the weights of every product of the 3 taps, `spread` the other factors of the voxels
+    of a tile and one more at each end, `fold` the outputs of the products. The next tile is `step` voxels on."""
+
+    taps: Rows
+    spread: Rows
+    fold: Rows
+    step: int
+
+    def transformed(self, weight: Tensor) -> Tensor:
+        """[K, C, 3, ...] -> [places, C, K], the last axis fastest."""
+        dims = weight.ndim - 2
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        places = rows = torch.tensor(self.taps, dtype=wide)
+        for _ in range(dims - 1):
+            places = torch.kron(places, rows)
+        parts = []
+        for part in weight.split(PART):
+            taps = part.flatten(2).movedim(-1, 0).to(wide)  # [3^dims, part, C]
+            parts.append(torch.matmul(places, taps.flatten(1)).to(weight.dtype).unflatten(1, part.shape[:2]))
+        return torch.cat(parts, dim=1).transpose(1, 2)
+
+    def count(self, size: Sequence[int]) -> int:
+        """Products for an image of this size, and the reading of their weights, in products of an input channel with
+        an output channel."""
+        tiles = math.prod(-(-n // self.step) for n in size)
+        return len(self.taps) ** len(size) * (tiles + FETCH)
+
+
+TWO = Scheme(
+    taps=((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
+    spread=((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    fold=((1, 1, 1, 0), (0, 1, -1, -1)),
+    step=2,
+)
+FOUR = Scheme(
+    taps=(
+        (1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
+        (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1),
+    ),
+    spread=(
+        (4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
+        (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1),
+    ),
+    fold=((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
+    step=4,
+)  # fmt: skip
+TWICE = Scheme(
+    taps=((1, 1, 1), (1, 0, 0), (0, 0, 1)),
+    spread=((0, 1, 0), (1, -1, 0), (0, -1, 1)),
+    fold=((1, 1, 0), (1, 0, 1)),
+    step=1,
+)
+# by the type computed in and the number of axes: channels, of input and of output, from which a scheme pays
+WIDE: dict[tuple[Scheme, torch.dtype, int], int] = {
+    (TWO, torch.bfloat16, 3): 128, (TWICE, torch.bfloat16, 3): 128,
+    (TWO, torch.float32, 3): 128, (FOUR, torch.float32, 3): 48, (TWICE, torch.float32, 3): 128,
+    (TWO, torch.float32, 2): 512, (FOUR, torch.float32, 2): 128, (TWICE, torch.float32, 2): 128,
+}  # fmt: skip
+GAIN = 1.3  # and how many times fewer products it then needs
 
 
 def convolve(layer: Conv, x: Tensor, halo: bool = False) -> Tensor:
-    """layer(x), by the shorter way where that pays: the same but for rounding (1 % of its SD in bf16, not 0.2 %).
+    """layer(x), by the shorter way where one pays: the same but for rounding (bf16: 1 % of its SD, not 0.2 %).
 
     `halo`: x has its neighbours along the first axis, where the layer would pad with zeros.
     """
-    if pays(layer, x):
-        return run(PLAIN, x, derived(layer, PLAIN.transformed), layer.bias, halo)
+    if scheme := shortest(layer, x, (TWO, FOUR)):
+        return run(scheme, x, derived(layer, scheme.transformed), layer.bias, halo)
     if not halo:
         return layer(x)
     sides = (0, *layer.padding[1:])
     return CONVOLVE[x.ndim - 2](x, layer.weight, layer.bias, layer.stride, sides)
 
 
-def pays(layer: Conv, x: Tensor) -> bool:
-    """Whether a wide 3 x 3 x 3 convolution is computed in bf16, without gradients, by a CPU without matrix units."""
-    return (
-        x.dtype == torch.bfloat16 == layer.weight.dtype
-        and x.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and layer.weight.shape[2:] == (3, 3, 3)
-        and set(layer.stride) == {1}
-        and set(layer.padding) == {1}
-        and min(layer.weight.shape[:2]) >= WIDE
-        and not torch.cpu._is_amx_tile_supported()
-    )
+def shortest(layer: Conv, x: Tensor, schemes: Sequence[Scheme], taps: int = 3) -> Scheme | None:
+    """Of the schemes that pay for this layer the one of fewest products; None where all in all the long way, of so many
+    taps along an axis, is the shorter one, and where gradients are asked for."""
+    size = x.shape[2:]
+    width = min(layer.weight.shape[:2])
+    if (
+        torch.is_grad_enabled()
+        or x.device.type != "cpu"
+        or x.dtype != layer.weight.dtype
+        or (set(layer.weight.shape[2:]), set(layer.stride), set(layer.padding)) != ({3}, {1}, {1})
+        or (x.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
+    ):
+        return None
+    paying = [s for s in schemes if width >= WIDE.get((s, x.dtype, len(size)), width + 1)]
+    best = min(paying, key=lambda scheme: scheme.count(size), default=None)
+    long = taps ** len(size) * (size.numel() + FETCH)
+    return best if best and GAIN * best.count(size) < long else None
 
 
-def derived(layer: Conv, make: Callable[[Tensor], Tensor]) -> Tensor:
+def derived(layer: Conv, make: Make) -> Tensor:
     """make(layer.weight), without gradients made once and kept as long as the layer has this weight."""
     weight = layer.weight
     if torch.is_grad_enabled():
         return make(weight)
-    state = (make, weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+    state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
     known = _derived.get(layer)
     if known is None or known[0] != state:
-        known = _derived[layer] = (state, make(weight))
-    return known[1]
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """`taps`: the weights of every product in terms of the 3 taps. `step`: voxels a tile; with one more at each end
-    `spread` makes of them the other factors, `fold` of the products the 2 outputs (where to, if it is given). `every`:
-    a product that both outputs hold as it is."""
-
-    taps: tuple[tuple[float, float, float], ...]
-    step: int
-    spread: Callable[[Tensor, int], Tensor]
-    fold: Callable[..., tuple[Tensor, Tensor]]
-    every: int
-
-    def transformed(self, weight: Tensor) -> Tensor:
-        """[K, C, 3, 3, 3] -> [places, C, K], places in the order last axis, middle, first."""
-        g = torch.tensor(self.taps, dtype=torch.float32)
-        places = torch.einsum("ia,jb,lc->ljiabc", g, g, g).flatten(3).flatten(0, 2)
-        parts = []
-        for part in weight.split(PART):
-            taps = part.permute(2, 3, 4, 0, 1).flatten(0, 2).float()  # [27, part, C]
-            parts.append(torch.matmul(places, taps.flatten(1)).to(weight.dtype).unflatten(1, part.shape[:2]))
-        return torch.cat(parts, dim=1).transpose(1, 2)
-
-
-def spread_plain(x: Tensor, axis: int) -> Tensor:
-    """[..., 2 n + 2, ...] -> [4, ..., n, ...]."""
-    n = (x.shape[axis] - 2) // 2
-    a, b, c, d = (x.narrow(axis, k, 2 * n - 1)[(slice(None),) * axis + (slice(None, None, 2),)] for k in range(4))
-    out = x.new_empty(4, *a.shape)
-    torch.sub(a, c, out=out[0])
-    torch.add(b, c, out=out[1])
-    torch.sub(c, b, out=out[2])
-    torch.sub(b, d, out=out[3])
-    return out
-
-
-def fold_plain(m: Tensor, even: Tensor | None = None, odd: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """[4, ...] -> the even and the odd outputs; overwrites m."""
-    first = torch.add(m[1], m[2])
-    return last(torch.add, first, m[0], even), last(torch.sub, m[1].sub_(m[2]), m[3], odd)
-
-
-def spread_twice(x: Tensor, axis: int) -> Tensor:
-    """[..., n + 2, ...] -> [3, ..., n, ...]."""
-    n = x.shape[axis] - 2
-    before, here, after = (x.narrow(axis, k, n) for k in range(3))
-    out = x.new_empty(3, *here.shape)
-    out[0] = here
-    torch.sub(before, here, out=out[1])
-    torch.sub(after, here, out=out[2])
-    return out
-
-
-def fold_twice(m: Tensor, even: Tensor | None = None, odd: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """[3, ...] -> the even and the odd outputs; overwrites m."""
-    return last(torch.add, m[1], m[0], even), last(torch.add, m[2], m[0], odd)
-
-
-def last(sum_of: Callable[..., Tensor], x: Tensor, y: Tensor, out: Tensor | None) -> Tensor:
-    """The last sum of an output: of as much of x and y as fits into `out`, or of all, into x."""
-    if out is None:
-        return sum_of(x, y, out=x)
-    part = tuple(map(slice, out.shape))
-    return sum_of(x[part], y[part], out=out)
-
-
-PLAIN = Scheme(((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)), 2, spread_plain, fold_plain, 1)
-TWICE = Scheme(((1, 1, 1), (1, 0, 0), (0, 0, 1)), 1, spread_twice, fold_twice, 0)
+        known = _derived[layer] = (state, {})
+    if make not in known[1]:
+        known[1][make] = make(weight)
+    return known[1][make]
 
 
 def run(
@@ -145,34 +152,70 @@ def run(
     """x [B, C, *spatial] and `transformed` weights, zeros around x -> [B, K, *spatial], or twice the size.
 
     Channels-last. `halo`: x has its neighbours along the first axis, which gets shorter by 2. `budget`: values of the
-    tiles computed at once, at least one row of tiles along the first axis.
+    tiles computed at once.
     """
-    size = [x.shape[2] - 2 * halo, *x.shape[3:]]
-    step, sides = scheme.step, len(scheme.taps)
-    deep, *plane = (-(-n // step) for n in size)
-    shape = (len(x), tiles.shape[2], *(2 * n // step for n in size))
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-    rows = max(1, budget // (len(tiles) * plane[0] * plane[1] * sum(tiles.shape[1:])))
-    around = [n for count, tile in zip(size[:0:-1], plane[::-1]) for n in (1, step * tile + 1 - count)]
+    size = (x.shape[2] - 2 * halo, *x.shape[3:])
+    dims, step, outputs = len(size), scheme.step, len(scheme.fold)
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
+    shape = (len(x), tiles.shape[2], *(outputs * n // step for n in size))
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    grid = [-(-n // step) for n in size]
+    parts = list(boxes(grid, budget // (len(tiles) * sum(tiles.shape[1:]))))
     for sample, result in zip(x.movedim(1, -1), out.movedim(1, -1)):
-        for first in range(0, deep, rows):
-            last = min(first + rows, deep)
-            begin, end = step * first - 1 + halo, step * last + 1 + halo
-            low, high = max(begin, 0), min(end, len(sample))
-            part = F.pad(sample[low:high], (0, 0, *around, low - begin, end - high))
-            for axis in (0, 2, 4):  # every spread adds an axis in front
-                part = scheme.spread(part, axis)
-            products = torch.bmm(part.flatten(0, 2).flatten(1, -2), tiles)
-            products = products.unflatten(1, (last - first, *plane)).unflatten(0, (sides,) * 3)
-            if bias is not None:
-                products[(scheme.every,) * 3] += bias
-            gather(scheme, products, result[2 * first : 2 * last])
+        for box in parts:
+            part = around(sample, [(step * a - 1, step * b + 1) for a, b in box], int(halo))[None]
+            for axis in range(1, dims + 1):  # [places so far, tiles so far, voxels to come, C]
+                part = times(scheme.spread, part.unfold(axis, step + 2, step).movedim(-1, 1))
+            products = torch.bmm(part.flatten(1, -2), tiles).flatten()[None]
+            for _ in range(dims):  # [outputs so far, places to come, tiles and K]
+                products = times(scheme.fold, products.unflatten(1, (len(scheme.taps), -1)))
+            products = products.unflatten(1, (*(b - a for a, b in box), -1)).unflatten(0, (outputs,) * dims)
+            put(products, bias, result[tuple(slice(outputs * a, outputs * b) for a, b in box)])
     return out
 
 
-def gather(scheme: Scheme, products: Tensor, out: Tensor) -> None:
-    """Products [sides, sides, sides, d, h, w, K] into out [<= 2 d, <= 2 h, <= 2 w, K]."""
-    for c, columns in enumerate(scheme.fold(products)):
-        for b, lines in enumerate(scheme.fold(columns)):
-            even, odd = (out[a::2, b::2, c::2] for a in range(2))
-            scheme.fold(lines, even, odd)
+def boxes(grid: Sequence[int], count: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Parts of a grid of tiles, (first, last + 1) along every axis, of at most `count` tiles or of one."""
+    sides: list[int] = []
+    for n in reversed(grid):
+        sides.insert(0, max(1, min(n, count)))
+        count //= sides[0] if sides[0] == n else count + 1
+    return itertools.product(*([(a, min(a + side, n)) for a in range(0, n, side)] for n, side in zip(grid, sides)))
+
+
+def around(x: Tensor, spans: Sequence[tuple[int, int]], halo: int) -> Tensor:
+    """The voxels of these spans of x [*spatial, C], zeros outside; along the first axis x begins `halo` before 0."""
+    inside, zeros = [], [0, 0]
+    for axis, (begin, end) in enumerate(spans):
+        shift = halo if axis == 0 else 0
+        low, high = max(begin + shift, 0), min(end + shift, x.shape[axis])
+        inside.append(slice(low, high))
+        zeros[2:2] = [low - begin - shift, end + shift - high]
+    return F.pad(x[tuple(inside)], zeros)
+
+
+def times(rows: Rows, x: Tensor) -> Tensor:
+    """The matrix of these rows [r, n] by x [L, n, ...] -> [L r, ...], sum by sum: x may be a view of any strides."""
+    out = x.new_empty(len(x), len(rows), *x.shape[2:])
+    for row, total in zip(rows, out.unbind(1)):
+        terms = [(factor, part) for factor, part in zip(row, x.unbind(1)) if factor]
+        (_, first), *others = sorted(terms, key=lambda term: term[0] != 1)
+        if not others:
+            total.copy_(first)
+        for factor, part in others:
+            first = torch.add(first, part, alpha=factor, out=total)
+    return out.flatten(0, 1)
+
+
+def put(parts: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """parts [outputs of a tile, for every axis, then tiles, for every axis, then K] + bias -> out [*spatial, K]."""
+    dims = out.ndim - 1
+    tiles = parts.permute(*(k for axis in range(dims) for k in (dims + axis, axis)), -1)
+    whole = [n * of for n, of in zip(parts.shape[dims:-1], parts.shape[:dims])]
+    fits = whole == list(out.shape[:-1])
+    into = out if fits else out.new_empty(*whole, out.shape[-1])
+    for axis, of in enumerate(parts.shape[:dims]):
+        into = into.unflatten(2 * axis, (-1, of))
+    into.copy_(tiles) if bias is None else torch.add(tiles, bias, out=into)
+    if not fits:
+        out.copy_(into.reshape(*whole, -1)[tuple(map(slice, out.shape))])
