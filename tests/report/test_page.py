@@ -103,6 +103,7 @@ def test_a_page_says_all_it_knows_and_needs_nothing_else(tmp_path):
     assert not Tags(text).open
     said = ["SYNTHETIC", "FLAIR on this page was made by a model", "not a medical device", "Radiological"]
     said += ["sub-01_T1w.nii.gz", "28 × 32 × 20", "1 × 1 × 2.5", "LAS", "24.12", "0.861", "data range 1"]
+    said += ["<td>this model</td>", "<td>regression</td>"]
     said += [
         "outside the range trained on",
         "T2w was resampled.",
@@ -111,6 +112,7 @@ def test_a_page_says_all_it_knows_and_needs_nothing_else(tmp_path):
         "FLAIR: stripes",
     ]
     assert [words for words in said if words not in text] == []
+    assert "{&#39;" not in text  # a table printed as Python
     assert len(text) < 3e6
     assert list(tmp_path.iterdir()) == [tmp_path / "sub-01.html"]
 
