@@ -128,6 +128,8 @@ def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
         assert shortest(net, x, (TWO, FOUR)) is None
         assert shortest(net.float(), x.float(), (TWO, FOUR)) is not None  # matrix units are for bf16
+        with torch.autocast("cpu", torch.bfloat16):
+            assert shortest(net, x.float(), (TWO, FOUR)) is None
     assert shortest(net, x.float(), (TWO, FOUR)) is None  # gradients are asked for
 
 

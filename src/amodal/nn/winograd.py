@@ -115,12 +115,13 @@ def convolve(layer: Conv, x: Tensor, halo: bool = False) -> Tensor:
 
 def shortest(layer: Conv, x: Tensor, schemes: Sequence[Scheme], taps: int = 3) -> Scheme | None:
     """Of the schemes that pay for this layer the one of fewest products; None where all in all the long way, of so many
-    taps along an axis, is the shorter one, and where gradients are asked for."""
+    taps along an axis, is the shorter one, and where gradients are asked for or autocast chooses the type."""
     size = x.shape[2:]
     width = min(layer.weight.shape[:2])
     if (
         torch.is_grad_enabled()
         or x.device.type != "cpu"
+        or torch.is_autocast_enabled("cpu")  # products in bf16 would be too far off
         or x.dtype != layer.weight.dtype
         or (set(layer.weight.shape[2:]), set(layer.stride), set(layer.padding)) != ({3}, {1}, {1})
         or (x.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
