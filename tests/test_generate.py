@@ -24,6 +24,7 @@ from amodal.data.volume import Study, Volume
 from amodal.diffusion.process import DDPM
 from amodal.methods import any2all
 from amodal.methods.any2all.generate import begin_time, draw
+from amodal.methods.any2all.system import Any2all
 from amodal.model import Model, load
 from amodal.model import generate as making
 from amodal.model.outline import FACTOR, Outlines
@@ -170,6 +171,21 @@ def test_the_dataset_is_synthetic_throughout_and_valid(model, tmp_path, capsys):
         assert [i for i in issues if i.get("severity") == "error"] == []
     assert main(["generate", str(out), "--model", str(model)]) == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_the_steps_that_are_told_are_those_taken(model, tmp_path, monkeypatch):
+    """The method's own 2 are for completion: subjects of nobody take more, and their files say so."""
+    taken = []
+    real = Any2all.generate
+
+    def generate(self, *arguments):
+        taken.append(self.config.steps)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Any2all, "generate", generate)
+    assert main(["generate", str(tmp_path / "made"), "--model", str(model), "-n", "1", "--modality", "T1w"]) == 0
+    (sidecar,) = (tmp_path / "made").rglob("sub-*_T1w.json")
+    assert taken == [making.STEPS] == [json.loads(sidecar.read_text())["Synthetic"]["Sampler"]["Steps"]]
 
 
 @pytest.mark.parametrize(

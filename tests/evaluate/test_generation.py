@@ -33,8 +33,9 @@ def run(tmp_path, monkeypatch):
     protocol = replace(PROTOCOLS["wfdm-brainscape"], modalities=NAMES, space=Space((32, 32, 32), (1.0, 1.0, 1.0)))
     protocol, tested = chosen(protocol, sources, other_data=True)
     model = SimpleNamespace(
-        id="m", name="wfdm", sha256="ab12", method=SimpleNamespace(encode_metadata=lambda rows: None)
-    )
+        id="m", name="wfdm", sha256="ab12",
+        method=SimpleNamespace(encode_metadata=lambda rows: None, config=SimpleNamespace(steps=50)),
+    )  # fmt: skip
     made = []
 
     def prepare(source):
@@ -66,6 +67,8 @@ def test_a_good_cohort_is_nearer_than_a_bad_one(run, tmp_path):
     results = json.loads((tmp_path / "good" / "results.json").read_text())
     assert results["protocol"]["id"] == "wfdm-brainscape v1; other data"
     assert results["run"]["extractor"]["name"] == "texture"
+    assert results["run"]["models"]["model"]["steps"] == 50  # nobody asked for another number
+    assert "m, wfdm, weights ab12, 50 steps" in (tmp_path / "good" / "report.html").read_text()
     assert results["measures"]["T1w"]["msssim"]["generated"] == 9
     theirs = {(b["modality"], b["metric"]): b for b in results["published"]}
     assert theirs["all", "fid"]["mine"] is None  # another feature network is another number

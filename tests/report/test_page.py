@@ -206,6 +206,7 @@ def test_methods_text_names_what_matters():
 
 def test_flatten_keeps_paths_and_drops_nothing_known():
     assert flatten({"A": {"B": 1, "C": None}, "D": [1, 2]}) == [("A · B", "1"), ("D", "1, 2")]
+    assert flatten({"patterns": [["T1w"], ("T1w", "FLAIR")]}) == [("patterns", "T1w, T1w + FLAIR")]
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.86123, "0.861"), (24.1251, "24.13"), (None, "–"), (float("nan"), "–")])

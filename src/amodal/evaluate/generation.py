@@ -23,7 +23,7 @@ from ..metrics.diversity import POOLED, diversity
 from ..metrics.extractors import Extractor, extract
 from ..metrics.features import Features, Measure
 from ..metrics.statistics import Score
-from ..model.generate import generate
+from ..model.generate import generate, steps_of
 from ..report.evaluation import Evaluation, evaluation_page
 from ..report.page import write
 from . import store
@@ -59,9 +59,10 @@ def generation(
     report.html. InputError for fewer than two subjects, or a model that does not generate.
     """
     protocol, folder, failed = plan.protocol, Path(out), {}
+    steps = steps_of(model, plan.steps)
     run = {
         "protocol": about(protocol),
-        "models": {MODEL: {"id": model.id, "method": model.name, "sha256": model.sha256, "steps": plan.steps}},
+        "models": {MODEL: {"id": model.id, "method": model.name, "sha256": model.sha256, "steps": steps}},
         "extractor": {"name": extractor.name, "sha256": extractor.sha256, "preparation": extractor.preparation},
         "seed": plan.seed,
     }

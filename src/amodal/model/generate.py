@@ -42,6 +42,11 @@ def check(model: Model, modalities: Sequence[str], rows: Sequence[Mapping[str, A
     return tuple(m for m in model.modalities if m in wanted)
 
 
+def steps_of(model: Model, steps: int | None) -> int:
+    """How many steps a subject takes: as many as are asked for, else the method's own number."""
+    return steps or max(model.method.config.steps, STEPS)
+
+
 def generate(
     model: Model, n: int, seed: int = 0, *, modalities: Sequence[str] = (), metadata: Metadata = (),
     steps: int | None = None, progress: Progress | None = None,
@@ -51,7 +56,7 @@ def generate(
     rows = [metadata] if isinstance(metadata, Mapping) else list(metadata or ()) or [{}]
     names = check(model, modalities, rows)
     method = model._with()
-    method.config = dataclasses.replace(method.config, steps=steps or max(method.config.steps, STEPS))
+    method.config = dataclasses.replace(method.config, steps=steps_of(model, steps))
     make = _slices if method.dims == 2 else _volume
     for i, row in zip(range(n), itertools.cycle(rows)):
         stack, spacing = make(model, method, seed_of(seed, "generate", i), names, row, share(progress, i, n))

@@ -180,8 +180,15 @@ def flatten(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             lines += [(f"{key} · {rest}", text) for rest, text in flatten(value)]
         elif value is not None:
-            lines.append((str(key), ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)))
+            lines.append((str(key), _words(value, (", ", " + "))))
     return lines
+
+
+def _words(value: Any, between: tuple[str, ...]) -> str:
+    """A value as people write it; what stands `between` the members of a list, and of a list in it."""
+    if between and isinstance(value, (list, tuple)):
+        return between[0].join(_words(one, between[1:]) for one in value)
+    return str(value)
 
 
 def write(path: Path, content: str | bytes) -> Path:
