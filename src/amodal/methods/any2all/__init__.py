@@ -1,6 +1,7 @@
 """Any2all: one unconditional prior over the stack of modalities, adapted at inference to whatever is there.
 
-Paper: "A Unified Framework for Multimodal Image Reconstruction and Synthesis using Denoising Diffusion Models" (2025).
+Paper: "A Unified Framework for Multimodal Image Reconstruction and Synthesis using Denoising Diffusion Models"
+(arXiv:2602.08249, 2026).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .system import Any2all, Config
 
 PAPER = (
     "Any2all: A Unified Framework for Multimodal Image Reconstruction and Synthesis using Denoising Diffusion Models "
-    "(2025)"
+    "(2026, arXiv:2602.08249)"
 )
 TASKS = ("missing modalities", "reconstruction", "generation")
 BRAIN = ("T1w", "T1Gd", "T2w", "FLAIR")
