@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import monai
 import torch
@@ -127,7 +126,7 @@ def measure(case: Case, training: bool, rounds: int) -> dict[str, dict[str, floa
     return table
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int) -> dict[str, object]:
     """What the numbers depend on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -181,8 +180,8 @@ def main() -> None:
             table = measure(case, training, choice.rounds)
             show(table, every * batch * (3 if training else 1) / 1e9)
             about = {"batch": batch, "size": case.size, "rounds": choice.rounds, "gflop_per_image": every / 1e9}
-            row: dict[str, Any] = {**about, "note": choice.note, "machine": machine(choice.threads), "results": table}
-            kind = "" if row["machine"]["bf16"] else ", float32"
+            row = {**about, "note": choice.note, "machine": machine(choice.threads), "results": table}
+            kind = "" if bf16("auto", torch.device("cpu")) else ", float32"
             results.setdefault(name, {})[mode + kind] = row
             choice.out.parent.mkdir(parents=True, exist_ok=True)
             choice.out.write_text(json.dumps(results, indent=1) + "\n")

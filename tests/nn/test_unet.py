@@ -167,16 +167,19 @@ def test_3d_on_a_uniform_third_axis_is_the_2d_network() -> None:
 @ALL
 @pytest.mark.parametrize("batch", [1, 2])
 def test_channels_last_after_every_block(config: UNetConfig, batch: int) -> None:
-    if config.dims == 3 and not bf16("auto", torch.device("cpu")):
-        pytest.skip("this CPU has no bf16: torch convolves volumes of it in a layout of its own")
-    net = layout.convert(_net(config).train(), torch.bfloat16)
+    # a CPU without bf16 convolves volumes of it in a layout of its own, and amodal computes in float32 there
+    half = config.dims == 2 or bf16("auto", torch.device("cpu"))
+    kind = torch.bfloat16 if half else torch.float32
+    if not half and batch == 1:
+        pytest.skip("in float32 torch convolves one small volume in a layout of its own, too")
+    net = layout.convert(_net(config).train(), kind)
     strayed: list[str] = []
 
     def check(name: str):
         def hook(module: nn.Module, inputs: tuple, out: torch.Tensor) -> None:
             if torch.is_tensor(out) and out.ndim == 2 + config.dims and name not in ("", "stem"):
                 dense = out.is_contiguous(memory_format=layout.CHANNELS_LAST[config.dims])
-                strayed.extend([] if dense and out.dtype == torch.bfloat16 else [name])
+                strayed.extend([] if dense and out.dtype == kind else [name])
 
         return hook
 

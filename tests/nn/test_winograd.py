@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from amodal.nn import winograd
 from amodal.nn.blocks import CONV, Up
+from amodal.nn.layout import CHANNELS_LAST, channels_last
 from amodal.nn.winograd import FOUR, TWICE, TWO, Scheme, boxes, convolve, derived, run, shortest
 
 SIZES = [(4, 6, 8), (5, 7, 3), (1, 2, 1), (9, 10, 11), (8, 4), (13, 6)]
@@ -18,7 +19,6 @@ LONG = {
     "twice": lambda layer, x: layer(F.interpolate(x, scale_factor=2, mode="nearest")),
 }
 SCHEMES: dict[str, Scheme] = {"two": TWO, "four": FOUR, "twice": TWICE}
-LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 def layer(inputs: int = 5, outputs: int = 4, dims: int = 3) -> nn.Conv2d | nn.Conv3d:
@@ -28,7 +28,7 @@ def layer(inputs: int = 5, outputs: int = 4, dims: int = 3) -> nn.Conv2d | nn.Co
 
 def image(channels: int, size: tuple[int, ...], count: int = 2) -> torch.Tensor:
     x = torch.randn(count, channels, *size, generator=torch.Generator().manual_seed(2))
-    return x.contiguous(memory_format=LAYOUT[len(size)])
+    return channels_last(x)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -39,7 +39,7 @@ def test_exact(name: str, size: tuple[int, ...], budget: int) -> None:
     scheme = SCHEMES[name]
     found = run(scheme, x, scheme.transformed(net.weight), net.bias, budget=budget)
     assert torch.allclose(found, LONG[name](net, x), atol=1e-12)
-    assert found.is_contiguous(memory_format=LAYOUT[len(size)])
+    assert found.is_contiguous(memory_format=CHANNELS_LAST[len(size)])
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -26,7 +26,6 @@ class Other(NamedTuple):
 def guided(net: Conditional, condition: Tensor, others: Sequence[Other]) -> Denoise:
     """The denoiser of a condition, away from each of the `others`; those that are the condition itself cost nothing."""
     others = [o for o in others if o.weight != 1 and not torch.equal(o.condition, condition)]
-
     if not others:  # nothing waits for the value of t
         return lambda x, t: net(x, t, condition)
 

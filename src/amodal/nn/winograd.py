@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layout import CHANNELS_LAST
+
 BUDGET = 1 << 22  # values of all tiles at once: more do not stay in the cache
 PART = 32  # outputs whose weights are transformed at once, in float32
 FETCH = 40  # tiles whose products take as long as reading their place's weights
@@ -157,14 +159,13 @@ def run(
     """
     size = (x.shape[2] - 2 * halo, *x.shape[3:])
     dims, step, outputs = len(size), scheme.step, len(scheme.fold)
-    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
     shape = (len(x), tiles.shape[2], *(outputs * n // step for n in size))
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    grid = [-(-n // step) for n in size]
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST[dims])
+    grid, begin = [-(-n // step) for n in size], (int(halo), 0, 0)  # where the layer's first voxel lies in x
     parts = list(boxes(grid, budget // (len(tiles) * sum(tiles.shape[1:]))))
     for sample, result in zip(x.movedim(1, -1), out.movedim(1, -1)):
         for box in parts:
-            part = around(sample, [(step * a - 1, step * b + 1) for a, b in box], int(halo))[None]
+            part = around(sample, [(n + step * a - 1, n + step * b + 1) for n, (a, b) in zip(begin, box)])[None]
             for axis in range(1, dims + 1):  # [places so far, tiles so far, voxels to come, C]
                 part = times(scheme.spread, part.unfold(axis, step + 2, step).movedim(-1, 1))
             products = torch.bmm(part.flatten(1, -2), tiles).flatten()[None]
@@ -180,26 +181,25 @@ def boxes(grid: Sequence[int], count: int) -> Iterator[tuple[tuple[int, int], ..
     sides: list[int] = []
     for n in reversed(grid):
         sides.insert(0, max(1, min(n, count)))
-        count //= sides[0] if sides[0] == n else count + 1
+        count //= n  # 0 once an axis is cut
     return itertools.product(*([(a, min(a + side, n)) for a in range(0, n, side)] for n, side in zip(grid, sides)))
 
 
-def around(x: Tensor, spans: Sequence[tuple[int, int]], halo: int) -> Tensor:
-    """The voxels of these spans of x [*spatial, C], zeros outside; along the first axis x begins `halo` before 0."""
+def around(x: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """The voxels of these spans of x [*spatial, C], zeros outside."""
     inside, zeros = [], [0, 0]
-    for axis, (begin, end) in enumerate(spans):
-        shift = halo if axis == 0 else 0
-        low, high = max(begin + shift, 0), min(end + shift, x.shape[axis])
+    for (first, last), n in zip(spans, x.shape):
+        low, high = max(first, 0), min(last, n)
         inside.append(slice(low, high))
-        zeros[2:2] = [low - begin - shift, end + shift - high]
+        zeros[2:2] = [low - first, last - high]
     return F.pad(x[tuple(inside)], zeros)
 
 
 def times(rows: Rows, x: Tensor) -> Tensor:
     """The matrix of these rows [r, n] by x [L, n, ...] -> [L r, ...], sum by sum: x may be a view of any strides."""
-    out = x.new_empty(len(x), len(rows), *x.shape[2:])
+    out, parts = x.new_empty(len(x), len(rows), *x.shape[2:]), x.unbind(1)
     for row, total in zip(rows, out.unbind(1)):
-        terms = [(factor, part) for factor, part in zip(row, x.unbind(1)) if factor]
+        terms = [(factor, part) for factor, part in zip(row, parts) if factor]
         (_, first), *others = sorted(terms, key=lambda term: term[0] != 1)
         if not others:
             total.copy_(first)
