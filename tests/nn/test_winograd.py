@@ -7,10 +7,29 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amodal.nn import winograd
+from amodal.nn import native, onepass, winograd
 from amodal.nn.blocks import CONV, Up
 from amodal.nn.layout import CHANNELS_LAST, channels_last
-from amodal.nn.winograd import FOUR, TWICE, TWO, Scheme, boxes, convolve, derived, run, shortest
+from amodal.nn.winograd import (
+    FETCH,
+    FOUR,
+    ONE,
+    TWICE,
+    TWO,
+    Scheme,
+    Way,
+    boxes,
+    convolve,
+    count,
+    derived,
+    packing,
+    run,
+    short,
+    shortest,
+    three,
+    transformed,
+    transforming,
+)  # fmt: skip
 
 SIZES = [(4, 6, 8), (5, 7, 3), (1, 2, 1), (9, 10, 11), (8, 4), (13, 6)]
 LONG = {
@@ -36,8 +55,8 @@ def image(channels: int, size: tuple[int, ...], count: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("budget", [1, 9000, 1 << 20])
 def test_exact(name: str, size: tuple[int, ...], budget: int) -> None:
     net, x = layer(dims=len(size)).double(), image(5, size).double()
-    scheme = SCHEMES[name]
-    found = run(scheme, x, scheme.transformed(net.weight), net.bias, budget=budget)
+    way = (SCHEMES[name],) * len(size)
+    found = run(way, x, transformed(way, net.weight), net.bias, budget=budget)
     assert torch.allclose(found, LONG[name](net, x), atol=1e-12)
     assert found.is_contiguous(memory_format=CHANNELS_LAST[len(size)])
 
@@ -45,24 +64,33 @@ def test_exact(name: str, size: tuple[int, ...], budget: int) -> None:
 @pytest.mark.parametrize("name", SCHEMES)
 def test_of_a_part_with_its_neighbours_it_is_the_part_of_the_whole(name: str) -> None:
     net, x, scheme = layer(), image(5, (8, 4, 5)), SCHEMES[name]
-    tiles = scheme.transformed(net.weight)
-    whole, part = run(scheme, x, tiles, net.bias), run(scheme, x[:, :, 1:7], tiles, net.bias, halo=True)
+    way = (scheme,) * 3
+    tiles = transformed(way, net.weight)
+    whole, part = run(way, x, tiles, net.bias), run(way, x[:, :, 1:7], tiles, net.bias, halo=True)
     twice = len(scheme.fold) // scheme.step
     assert torch.allclose(part, whole[:, :, 2 * twice : 6 * twice], atol=1e-5)
 
 
-@pytest.mark.parametrize("scheme, count", [(TWO, 4), (FOUR, 6), (TWICE, 3)])
+@pytest.mark.parametrize("scheme, places", [(TWO, 4), (FOUR, 6), (TWICE, 3)])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_products_a_tile(scheme: Scheme, count: int, dims: int) -> None:
+def test_products_a_tile(scheme: Scheme, places: int, dims: int) -> None:
     """Lavin & Gray 2016, section 4: m + r - 1 products for m outputs and r taps, along every axis."""
-    assert scheme.transformed(layer(dims=dims).weight).shape == (count**dims, 5, 4)
-    assert scheme.count([scheme.step * 3] * dims) == count**dims * (3**dims + winograd.FETCH)
+    way = (scheme,) * dims
+    assert transformed(way, layer(dims=dims).weight).shape == (places**dims, 5, 4)
+    assert count(way, [scheme.step * 3] * dims, 20) == 20 * places**dims * (3**dims + FETCH[True])
+    assert count(way, [scheme.step * 3] * dims, 1 << 22) == (1 << 22) * places**dims * (3**dims + FETCH[False])
+
+
+def test_every_axis_may_have_its_own_scheme() -> None:
+    net, x, way = layer().double(), image(5, (9, 7, 5)).double(), (FOUR, TWO, TWO)
+    assert torch.allclose(run(way, x, transformed(way, net.weight), net.bias), net(x), atol=1e-12)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values())
 def test_every_output_takes_in_the_bias_once(scheme: Scheme) -> None:
     net = layer()
-    found = run(scheme, torch.zeros(1, 5, 4, 4, 4), scheme.transformed(net.weight), net.bias)
+    way = (scheme,) * 3
+    found = run(way, torch.zeros(1, 5, 4, 4, 4), transformed(way, net.weight), net.bias)
     assert net.bias is not None
     assert torch.allclose(found, net.bias.reshape(1, -1, 1, 1, 1).expand_as(found))
 
@@ -84,7 +112,7 @@ def test_in_float32_it_is_as_near_as_it_says() -> None:
     exact = net.double()(x.double())
     net.float()
     for scheme, most in ((TWO, 3e-6), (FOUR, 2e-5)):
-        found = run(scheme, x, scheme.transformed(net.weight), net.bias)
+        found = run((scheme,) * 3, x, transformed((scheme,) * 3, net.weight), net.bias)
         assert 1e-8 < float((found - exact).std() / exact.std()) < most
 
 
@@ -99,7 +127,13 @@ def test_a_wide_layer_takes_the_short_way_in_float32(dims: int) -> None:
         assert torch.equal(found[1:], convolve(net, x[1:]))
 
 
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no compiler."""
+    monkeypatch.setattr(winograd, "compiled", lambda way, kind: None)
+
+
 def wide(monkeypatch: pytest.MonkeyPatch) -> nn.Conv2d | nn.Conv3d:
+    by_torch(monkeypatch)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, 32))
     monkeypatch.setattr(winograd, "GAIN", 0)
@@ -121,7 +155,7 @@ def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = wide(monkeypatch), image(32, (4, 4, 4)).to(torch.bfloat16)
     strided = nn.Conv3d(32, 32, 3, stride=2, padding=1).to(torch.bfloat16)
     with torch.no_grad():
-        assert shortest(net, x, (TWO, FOUR)) is TWO  # the other's sums are too far apart for bf16
+        assert shortest(net, x, (TWO, FOUR)) == (TWO,) * 3  # the other's sums are too far apart for bf16
         assert shortest(net, x.float(), (TWO, FOUR)) is None
         assert shortest(strided, x, (TWO, FOUR)) is None
         assert shortest(nn.Conv3d(32, 16, 3, padding=1).to(torch.bfloat16), x, (TWO, FOUR)) is None
@@ -133,12 +167,22 @@ def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shortest(net, x.float(), (TWO, FOUR)) is None  # gradients are asked for
 
 
-def test_the_way_is_chosen_by_the_products_it_needs() -> None:
-    """WFDM's prior on 48 x 56 x 40: its deepest level, of 6 x 7 x 5, has too few tiles of four."""
+LEVELS: list[tuple[int, tuple[int, ...], Way | None]] = [
+    (64, (48, 56, 40), (FOUR,) * 3),
+    (256, (12, 14, 10), (FOUR, TWO, TWO)),
+    (512, (6, 7, 5), (TWO,) * 3),
+    (512, (3, 3, 2), None),
+]
+
+
+def test_the_way_is_chosen_by_the_products_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WFDM's prior on 48 x 56 x 40: its deeper levels have too few tiles of four."""
+    monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, 48))
+    by_torch(monkeypatch)
     with torch.no_grad():
-        for channels, size, chosen in ((64, (48, 56, 40), FOUR), (512, (6, 7, 5), TWO), (512, (3, 3, 2), None)):
+        for channels, size, chosen in LEVELS:
             x = torch.empty(1, channels, *size)
-            assert shortest(nn.Conv3d(channels, channels, 3, padding=1), x, (TWO, FOUR)) is chosen
+            assert shortest(nn.Conv3d(channels, channels, 3, padding=1), x, (TWO, FOUR)) == chosen
 
 
 def test_upsampling_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,18 +197,107 @@ def test_upsampling_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_kept_of_a_weight_follows_the_weight() -> None:
     net = layer()
     with torch.no_grad():
-        before = derived(net, TWO.transformed)
-        assert derived(net, TWO.transformed) is before
-        assert derived(net, TWICE.transformed).shape[0] == 27
+        before = derived(net, transforming((TWO,) * 3))
+        assert derived(net, transforming((TWO,) * 3)) is before
+        assert derived(net, transforming((TWICE,) * 3)).shape[0] == 27
         net.weight.mul_(2)
-        assert torch.equal(derived(net, TWO.transformed), 2 * before)
+        assert torch.equal(derived(net, transforming((TWO,) * 3)), 2 * before)
 
 
 def test_with_gradients_nothing_is_kept() -> None:
     net = layer().requires_grad_(True)
-    derived(net, TWO.transformed).sum().backward()
+    derived(net, transforming((TWO,) * 3)).sum().backward()
     assert net.weight.grad is not None
     # every tap goes into the places by the products of the rows' sums
     columns = [sum(row[k] for row in TWO.taps) for k in range(3)]
     expected = torch.tensor([a * b * c for a, b, c in itertools.product(columns, repeat=3)]).reshape(3, 3, 3)
     assert torch.allclose(net.weight.grad[0, 0], expected)
+
+
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C compiler, or AMODAL_NATIVE=0")
+WAYS = {
+    **{f"{dims}-D {name}": (scheme,) * dims for dims in (2, 3) for name, scheme in SCHEMES.items()},
+    "mixed": (FOUR, TWO, TWO),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("inputs, outputs", [(32, 48), (5, 32), (64, 4)])
+def test_in_one_pass_it_is_what_it_is_in_many(name: str, inputs: int, outputs: int) -> None:
+    """Odd sizes, zeros around, a batch, channels that fill no vector, bias and what is added."""
+    way = WAYS[name]
+    net, x = layer(inputs, outputs, len(way)), image(inputs, (9, 7, 10)[: len(way)])
+    twice = way[0] is TWICE
+    exact = (LONG["twice"] if twice else LONG["two"])(net.double(), x.double())
+    net.float()
+    add = channels_last(torch.randn(exact.shape, generator=torch.Generator().manual_seed(3)))
+    with torch.no_grad():
+        assert winograd.compiled(way, x.dtype)
+        found = short(way, net, x, add=add.clone())
+        assert float((found - add - exact).std() / exact.std()) < 1e-5
+        assert found.is_contiguous(memory_format=CHANNELS_LAST[len(way)])
+        # what an image is does not depend on the batch it is in, nor on the number of threads
+        assert torch.equal(short(way, net, x[1:]), short(way, net, x)[1:])
+        threads = torch.get_num_threads()
+        torch.set_num_threads(3)
+        many = short(way, net, x)
+        torch.set_num_threads(threads)
+        assert torch.equal(many, short(way, net, x))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", SCHEMES)
+def test_in_one_pass_a_part_with_its_neighbours_is_the_part_of_the_whole(name: str) -> None:
+    net, x, scheme = layer(32, 32), image(32, (8, 4, 5)), SCHEMES[name]
+    with torch.no_grad():
+        whole, part = (short((scheme,) * 3, net, v, halo) for v, halo in ((x, False), (x[:, :, 1:7], True)))
+    twice = len(scheme.fold) // scheme.step
+    assert torch.allclose(part, whole[:, :, 2 * twice : 6 * twice], atol=3e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", SCHEMES)
+def test_in_one_pass_bf16_is_only_rounded_at_the_end(name: str) -> None:
+    """Where products in bf16 are 1 % off (above), these are as near as the long way."""
+    net, x = layer(32, 48).to(torch.bfloat16), image(32, (6, 8, 10)).to(torch.bfloat16)
+    with torch.no_grad():
+        found = short((SCHEMES[name],) * 3, net, x)
+        wide = net.double()
+        exact = LONG[name](wide, x.double())
+    assert found.dtype == torch.bfloat16
+    assert float((found - exact).std() / exact.std()) < 0.0019  # 2^-9 at most, 0.0017 on average
+
+
+@needs_compiler
+def test_nothing_is_lost_of_what_is_no_number() -> None:
+    net, x = layer(32, 32).to(torch.bfloat16), image(32, (4, 4, 4), count=1).to(torch.bfloat16)
+    x[0, 3, 2, 2, 2] = torch.nan
+    with torch.no_grad():
+        assert short((TWO,) * 3, net, x).isnan().any()
+
+
+def test_shares_of_work_cover_everything_and_fit() -> None:
+    for inputs, outputs, tiles in ((64, 64, 1680), (512, 512, 36), (16, 16, 1), (384, 128, 210)):
+        for threads in (1, 2, 64):
+            way, weights = (FOUR,) * 3, 216 * inputs * outputs
+            together, block = onepass.share(way, inputs, outputs, 16, weights, tiles, threads)
+            assert 1 <= together <= max(1, min(tiles, onepass.MANY_TILES)) and block % 16 == 0
+            assert 16 <= block <= onepass.BLOCK
+            if weights <= onepass.CACHE[1] and together > onepass.ROWS:
+                assert onepass.needed(way, inputs, block, together) <= 1.1 * onepass.CACHE[0]
+
+
+def test_packed_weights_are_all_there() -> None:
+    net = layer(5, 20)
+    way = (TWO,) * 3
+    packed, tiles = packing(way, 16)(net.weight), transformed(way, net.weight)
+    assert packed.shape == (64, 2, 16, 16)
+    back = packed.transpose(1, 2).flatten(2)
+    assert torch.equal(back[:, :5, :20], tiles)
+    assert not back[:, 5:].any() and not back[..., 20:].any()
+
+
+def test_two_axes_are_three_of_which_one_has_one_voxel() -> None:
+    assert three((FOUR, TWO)) == (ONE, FOUR, TWO)
+    assert three((FOUR, TWO, TWO)) == (FOUR, TWO, TWO)

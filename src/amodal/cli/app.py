@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -68,6 +69,7 @@ def about(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit code: 0, 1, 2, or 130 when interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages (Linux); torch asks at its first
     try:
         code = app(spread(words), prog_name="amodal", standalone_mode=False) or 0
         if code == INTERRUPTED:  # how newer versions of typer pass a KeyboardInterrupt on

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ..core.errors import InputError
 from ..core.rng import Rng
 from ..nn.attention import Attention
-from ..nn.blocks import Down, Residual, Up, conv, silu, zero
+from ..nn.blocks import Down, Residual, Up, conv, zero
 from ..nn.layout import channels_last, crop_to, fold, pad_to, unfold
-from ..nn.norm import group_norm, normalise
+from ..nn.norm import activate, group_norm
 from .codec import Whitening
 
 QUIET = -8.0  # log variance of a latent at first, where a linear path makes it useful from the first step
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.levels(channels_last(self.stem(fold(x, self.patch))))  # (one channel: torch cannot tell the layout)
-        mean, log_variance = self.head(silu(normalise(h, self.norm))).chunk(2, dim=1)
+        mean, log_variance = self.head(activate(h, self.norm)).chunk(2, dim=1)
         if self.linear is not None:
             mean = mean + self.linear(fold(x, self.linear.factor))
         return mean, log_variance.clamp(-30.0, 20.0)
@@ -115,7 +115,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.levels(channels_last(self.stem(z)))
-        x = unfold(self.head(silu(normalise(x, self.norm))), self.patch)
+        x = unfold(self.head(activate(x, self.norm)), self.patch)
         return x if self.linear is None else x + unfold(self.linear(z), self.linear.factor)
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .norm import group_norm, normalise
-from .winograd import TWICE, convolve, derived, run, shortest
+from .norm import activate, group_norm
+from .winograd import TWICE, convolve, derived, short, shortest
 
 
 class Pointwise2d(nn.Conv2d):
@@ -61,11 +61,6 @@ def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1)
     return (POINTWISE if kernel == stride == 1 else CONV)[dims](inputs, outputs, kernel, stride, padding=kernel // 2)
 
 
-def silu(x: Tensor) -> Tensor:
-    """x * sigmoid(x); overwrites x where no gradient will ask for it."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
 def half(x: Tensor) -> Tensor:
     """Mean over cells of 2 voxels per axis: [B, C, *spatial] -> [B, C, *spatial / 2]."""
     dims = x.ndim - 2
@@ -103,13 +98,13 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
         """x [B, inputs, *spatial], modulation [B, 2 outputs] -> [B, outputs, *spatial]."""
-        h = silu(normalise(x, self.norm1))
+        h = activate(x, self.norm1)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = silu(normalise(convolve(self.conv1, h), self.norm2, modulation))
+        h = activate(convolve(self.conv1, h), self.norm2, modulation)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        return convolve(self.conv2, h).add_(self.skip(x))
+        return convolve(self.conv2, h, add=self.skip(x))
 
 
 class Down(nn.Module):
@@ -137,8 +132,8 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, halo: bool = False) -> Tensor:
         """x [B, C, *spatial] -> twice the size; `halo`: x has its neighbours along the first axis."""
-        if scheme := shortest(self.conv, x, (TWICE,), taps=4):
-            return run(scheme, x, derived(self.conv, scheme.transformed), self.conv.bias, halo)
+        if way := shortest(self.conv, x, (TWICE,), taps=4):
+            return short(way, self.conv, x, halo)
         # with one voxel more at both ends the first three and last three planes belong to the neighbours
         sides = (1 + 2 * halo, *(1,) * (self.dims - 1))
         return TRANSPOSED[self.dims](x, self.weight(), self.conv.bias, stride=2, padding=sides)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import winograd
-from .blocks import Residual, Up, silu
+from .blocks import Residual, Up
 from .layout import CHANNELS_LAST
-from .norm import normalise, rows
+from .norm import activate as activated
+from .norm import rows
 
 BUDGET = {"cpu": 1 << 23}  # values: few enough for the allocator to reuse their memory
 ELSEWHERE = 1 << 26  # a GPU wants large pieces
@@ -64,7 +65,7 @@ def convolve(
     x [1, C, *spatial]; kernel and padding as `blocks.conv` makes them, any stride.
     """
     if not budget:
-        h = x if norm is None else silu(normalise(x, norm))
+        h = x if norm is None else activated(x, norm)
         h = winograd.convolve(layer, h)
         return h if add is None or skip is None else h.add_(skip(add))
     known = None if norm is None else statistics(x, norm)

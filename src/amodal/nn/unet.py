@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError
 from .attention import Attention
-from .blocks import RESAMPLE, Down, Residual, Up, conv, silu, zero
+from .blocks import RESAMPLE, Down, Residual, Up, conv, zero
 from .embed import Embedding
 from .layout import channels_last, crop_to, fold, pad_to, unfold
-from .norm import group_norm, normalise
+from .norm import activate, group_norm
+from .winograd import convolve
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,9 @@ class UNet(nn.Module):
         kind, spatial = x.dtype, x.shape[2:]
         x = x if concat is None else torch.cat([x, concat.to(x.dtype)], dim=1)
         x = fold(pad_to(x.to(self.head.weight.dtype), self.config.multiple), self.config.patch)
-        x = channels_last(self.stem(x))  # (of one input channel torch cannot tell the layout)
-        x = silu(normalise(self.body(x, self.embed(t, vector), tokens, controls), self.norm))
-        return crop_to(unfold(self.head(x), self.config.patch), spatial).to(kind)
+        x = channels_last(convolve(self.stem, x))  # (of one input channel torch cannot tell the layout)
+        x = activate(self.body(x, self.embed(t, vector), tokens, controls), self.norm)
+        return crop_to(unfold(convolve(self.head, x), self.config.patch), spatial).to(kind)
 
     def body(
         self, x: Tensor, modulation: list[Tensor], tokens: Tensor | None, controls: Sequence[Tensor] = ()

@@ -15,6 +15,7 @@ The sums are bound by memory, so they pay for many channels only; and where a pr
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -25,11 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import onepass
 from .layout import CHANNELS_LAST
 
 BUDGET = 1 << 22  # values of all tiles at once: more do not stay in the cache
 PART = 32  # outputs whose weights are transformed at once, in float32
-FETCH = 40  # tiles whose products take as long as reading their place's weights
+FETCH = 40, 16  # tiles whose products take as long as reading their place's weights, from memory and from a cache
+NEAR = 1 << 22  # values that stay in a cache
 
 Conv = nn.Conv2d | nn.Conv3d
 Rows = tuple[tuple[float, ...], ...]
@@ -49,25 +52,8 @@ class Scheme:
     fold: Rows
     step: int
 
-    def transformed(self, weight: Tensor) -> Tensor:
-        """[K, C, 3, ...] -> [places, C, K], the last axis fastest."""
-        dims = weight.ndim - 2
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        places = rows = torch.tensor(self.taps, dtype=wide)
-        for _ in range(dims - 1):
-            places = torch.kron(places, rows)
-        parts = []
-        for part in weight.split(PART):
-            taps = part.flatten(2).movedim(-1, 0).to(wide)  # [3^dims, part, C]
-            parts.append(torch.matmul(places, taps.flatten(1)).to(weight.dtype).unflatten(1, part.shape[:2]))
-        return torch.cat(parts, dim=1).transpose(1, 2)
 
-    def count(self, size: Sequence[int]) -> int:
-        """Products for an image of this size, and the reading of their weights, in products of an input channel with
-        an output channel."""
-        tiles = math.prod(-(-n // self.step) for n in size)
-        return len(self.taps) ** len(size) * (tiles + FETCH)
-
+Way = tuple[Scheme, ...]  # a scheme for every axis
 
 TWO = Scheme(
     taps=((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
@@ -93,33 +79,59 @@ TWICE = Scheme(
     fold=((1, 1, 0), (1, 0, 1)),
     step=1,
 )
-# by the type computed in and the number of axes: channels, of input and of output, from which a scheme pays
+ONE = Scheme(taps=((1,),), spread=((1,),), fold=((1,),), step=1)  # one tap; or an axis that an image does not have
+# by torch, of the type computed in and the number of axes: channels, of input and of output, from which a scheme pays
 WIDE: dict[tuple[Scheme, torch.dtype, int], int] = {
     (TWO, torch.bfloat16, 3): 128, (TWICE, torch.bfloat16, 3): 128,
     (TWO, torch.float32, 3): 128, (FOUR, torch.float32, 3): 48, (TWICE, torch.float32, 3): 128,
     (TWO, torch.float32, 2): 512, (FOUR, torch.float32, 2): 128, (TWICE, torch.float32, 2): 128,
 }  # fmt: skip
 GAIN = 1.3  # and how many times fewer products it then needs
+# in one pass, by code compiled here (onepass.py), in float32 whatever x is of: the same two
+NATIVE: dict[torch.dtype, tuple[int, float]] = {torch.float32: (32, 1.3), torch.bfloat16: (32, 2.5)}
 
 
-def convolve(layer: Conv, x: Tensor, halo: bool = False) -> Tensor:
-    """layer(x), by the shorter way where one pays: the same but for rounding (bf16: 1 % of its SD, not 0.2 %).
+def convolve(layer: Conv, x: Tensor, halo: bool = False, add: Tensor | None = None) -> Tensor:
+    """layer(x) + add, by the shorter way where one pays: the same but for rounding (bf16, by torch: 1 % of its SD, not
+    0.2 %).
 
-    `halo`: x has its neighbours along the first axis, where the layer would pad with zeros.
+    `halo`: x has its neighbours along the first axis, where the layer would pad with zeros. `add`, which nobody needs
+    any more, may be overwritten.
     """
-    if scheme := shortest(layer, x, (TWO, FOUR)):
-        return run(scheme, x, derived(layer, scheme.transformed), layer.bias, halo)
-    if not halo:
-        return layer(x)
-    sides = (0, *layer.padding[1:])
-    return CONVOLVE[x.ndim - 2](x, layer.weight, layer.bias, layer.stride, sides)
+    if way := shortest(layer, x, (TWO, FOUR)):
+        return short(way, layer, x, halo, add)
+    if halo:
+        sides = (0, *layer.padding[1:])
+        out = CONVOLVE[x.ndim - 2](x, layer.weight, layer.bias, layer.stride, sides)
+    else:
+        out = layer(x)
+    return out if add is None else out.add_(add)
 
 
-def shortest(layer: Conv, x: Tensor, schemes: Sequence[Scheme], taps: int = 3) -> Scheme | None:
-    """Of the schemes that pay for this layer the one of fewest products; None where all in all the long way, of so many
-    taps along an axis, is the shorter one, and where gradients are asked for or autocast chooses the type."""
-    size = x.shape[2:]
-    width = min(layer.weight.shape[:2])
+def short(way: Way, layer: Conv, x: Tensor, halo: bool = False, add: Tensor | None = None) -> Tensor:
+    """layer(x) + add by this way."""
+    if found := compiled(way, x.dtype):
+        weight = derived(layer, packing(way, found[1]))
+        return onepass.run(found, three(way), x, weight, layer.out_channels, layer.bias, add, halo)
+    out = run(way, x, derived(layer, transforming(way)), layer.bias, halo)
+    return out if add is None else out.add_(add)
+
+
+def compiled(way: Way, kind: torch.dtype) -> onepass.Kernel | None:
+    """What onepass has for this way."""
+    return onepass.kernel(three(way), kind == torch.bfloat16) if kind in NATIVE else None
+
+
+def three(way: Way) -> Way:
+    """The way with a scheme for each of three axes."""
+    return (ONE,) * (3 - len(way)) + way
+
+
+def shortest(layer: Conv, x: Tensor, schemes: Sequence[Scheme], taps: int = 3) -> Way | None:
+    """Of the ways that these schemes make, and that pay for this layer, the one of fewest products; None where all in
+    all the long way, of so many taps along an axis, is the shorter one, and where gradients are asked for or autocast
+    chooses the type."""
+    size, (outputs, inputs) = x.shape[2:], layer.weight.shape[:2]
     if (
         torch.is_grad_enabled()
         or x.device.type != "cpu"
@@ -129,10 +141,58 @@ def shortest(layer: Conv, x: Tensor, schemes: Sequence[Scheme], taps: int = 3) -
         or (x.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
     ):
         return None
-    paying = [s for s in schemes if width >= WIDE.get((s, x.dtype, len(size)), width + 1)]
-    best = min(paying, key=lambda scheme: scheme.count(size), default=None)
-    long = taps ** len(size) * (size.numel() + FETCH)
-    return best if best and GAIN * best.count(size) < long else None
+    pair = outputs * inputs
+    long = pair * taps ** len(size) * (size.numel() + fetch(pair * taps ** len(size)))
+    least, gain = NATIVE.get(x.dtype, (max(inputs, outputs) + 1, GAIN))
+    if max(inputs, outputs) >= least:
+        full = math.prod(-(-n // onepass.LINE) * onepass.LINE for n in (inputs, outputs))
+        best = fewest(schemes, size, full)
+        if gain * count(best, size, full) < long and compiled(best, x.dtype):
+            return best
+    paying = [s for s in schemes if min(inputs, outputs) >= WIDE.get((s, x.dtype, len(size)), inputs + 1)]
+    best = fewest(paying, size, pair) if paying else ()
+    return best if best and GAIN * count(best, size, pair) < long else None
+
+
+def fewest(schemes: Sequence[Scheme], size: Sequence[int], pairs: int) -> Way:
+    """The way of the lowest `count`."""
+    return min(itertools.product(schemes, repeat=len(size)), key=lambda way: count(way, size, pairs))
+
+
+def count(way: Way, size: Sequence[int], pairs: int) -> int:
+    """Products for an image of this size and so many pairs of input and output channel, and what the reading of their
+    weights takes, in products."""
+    tiles = math.prod(-(-n // scheme.step) for n, scheme in zip(size, way))
+    weights = pairs * math.prod(len(scheme.taps) for scheme in way)
+    return weights * (tiles + fetch(weights))
+
+
+def fetch(weights: int) -> int:
+    """Tiles whose products take as long as reading so many weights."""
+    return FETCH[weights <= NEAR]
+
+
+def transformed(way: Way, weight: Tensor) -> Tensor:
+    """[K, C, 3, ...] -> [places, C, K], the last axis fastest."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    places = functools.reduce(torch.kron, (torch.tensor(scheme.taps, dtype=wide) for scheme in way))
+    parts = []
+    for part in weight.split(PART):
+        taps = part.flatten(2).movedim(-1, 0).to(wide)  # [3^dims, part, C]
+        parts.append(torch.matmul(places, taps.flatten(1)).to(weight.dtype).unflatten(1, part.shape[:2]))
+    return torch.cat(parts, dim=1).transpose(1, 2)
+
+
+@functools.cache
+def transforming(way: Way) -> Make:
+    """`transformed` by this way, one function for each, as `derived` wants it."""
+    return functools.partial(transformed, way)
+
+
+@functools.cache
+def packing(way: Way, columns: int) -> Make:
+    """`transformed` and packed for the compiled way."""
+    return lambda weight: onepass.pack(transformed(way, weight.float()), columns)
 
 
 def derived(layer: Conv, make: Make) -> Tensor:
@@ -150,29 +210,30 @@ def derived(layer: Conv, make: Make) -> Tensor:
 
 
 def run(
-    scheme: Scheme, x: Tensor, tiles: Tensor, bias: Tensor | None = None, halo: bool = False, budget: int = BUDGET
+    way: Way, x: Tensor, tiles: Tensor, bias: Tensor | None = None, halo: bool = False, budget: int = BUDGET
 ) -> Tensor:
-    """x [B, C, *spatial] and `transformed` weights, zeros around x -> [B, K, *spatial], or twice the size.
+    """By torch: x [B, C, *spatial] and `transformed` weights, zeros around x -> [B, K, *spatial], or twice the size.
 
     Channels-last. `halo`: x has its neighbours along the first axis, which gets shorter by 2. `budget`: values of the
     tiles computed at once.
     """
     size = (x.shape[2] - 2 * halo, *x.shape[3:])
-    dims, step, outputs = len(size), scheme.step, len(scheme.fold)
-    shape = (len(x), tiles.shape[2], *(outputs * n // step for n in size))
+    dims, folded = len(size), [len(scheme.fold) for scheme in way]
+    shape = (len(x), tiles.shape[2], *(f * n // s.step for f, n, s in zip(folded, size, way)))
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST[dims])
-    grid, begin = [-(-n // step) for n in size], (int(halo), 0, 0)  # where the layer's first voxel lies in x
+    grid, begin = [-(-n // s.step) for n, s in zip(size, way)], (int(halo), 0, 0)  # where the layer's first voxel lies
     parts = list(boxes(grid, budget // (len(tiles) * sum(tiles.shape[1:]))))
     for sample, result in zip(x.movedim(1, -1), out.movedim(1, -1)):
         for box in parts:
-            part = around(sample, [(n + step * a - 1, n + step * b + 1) for n, (a, b) in zip(begin, box)])[None]
-            for axis in range(1, dims + 1):  # [places so far, tiles so far, voxels to come, C]
-                part = times(scheme.spread, part.unfold(axis, step + 2, step).movedim(-1, 1))
+            spans = [(n + s.step * a - 1, n + s.step * b + 1) for n, s, (a, b) in zip(begin, way, box)]
+            part = around(sample, spans)[None]
+            for axis, scheme in enumerate(way, 1):  # [places so far, tiles so far, voxels to come, C]
+                part = times(scheme.spread, part.unfold(axis, scheme.step + 2, scheme.step).movedim(-1, 1))
             products = torch.bmm(part.flatten(1, -2), tiles).flatten()[None]
-            for _ in range(dims):  # [outputs so far, places to come, tiles and K]
+            for scheme in way:  # [outputs so far, places to come, tiles and K]
                 products = times(scheme.fold, products.unflatten(1, (len(scheme.taps), -1)))
-            products = products.unflatten(1, (*(b - a for a, b in box), -1)).unflatten(0, (outputs,) * dims)
-            put(products, bias, result[tuple(slice(outputs * a, outputs * b) for a, b in box)])
+            products = products.unflatten(1, (*(b - a for a, b in box), -1)).unflatten(0, folded)
+            put(products, bias, result[tuple(slice(f * a, f * b) for f, (a, b) in zip(folded, box))])
     return out
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ...core.errors import InputError
 from ...nn.attention import Attention, attend, picture
-from ...nn.blocks import Down, Residual, conv, half, silu, zero
+from ...nn.blocks import Down, Residual, conv, half, zero
 from ...nn.embed import Embedding, sinusoidal
 from ...nn.layout import channels_last, crop_to, fold, pad_to, unfold
-from ...nn.norm import group_norm, normalise, rows
+from ...nn.norm import activate, group_norm, normalise, rows
 from .filtering import SIMILAR, CooperativeFilter
 from .weighting import AutoWeight
 
@@ -100,9 +100,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """x [B, inputs, X, Y], modulation [B, 2 outputs] -> [B, outputs, X, Y]."""
-        h = self.first(silu(normalise(x, self.norm1)))
-        h = self.middle(silu(normalise(h, self.norm2)))
-        return self.last(silu(normalise(h, self.norm3, modulation))) + self.skip(x)
+        h = self.first(activate(x, self.norm1))
+        h = self.middle(activate(h, self.norm2))
+        return self.last(activate(h, self.norm3, modulation)) + self.skip(x)
 
 
 class Block(nn.Module):
@@ -246,7 +246,7 @@ class LatentNet(nn.Module):
         x = self.stem(channels_last(pad_to(x.to(self.head.weight.dtype), self.multiple)))
         x = channels_last(x + maps[-1] if self.config.join else x)
         x = self.body(x, self.embed(label, known), maps)
-        return crop_to(self.head(silu(normalise(x, self.norm))), spatial).float()
+        return crop_to(self.head(activate(x, self.norm)), spatial).float()
 
     def body(self, x: Tensor, modulation: list[Tensor], maps: list[Tensor]) -> Tensor:
         """Encoder, middle and decoder: [B, channels[0], X, Y] -> the same shape."""

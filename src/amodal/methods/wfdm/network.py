@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...diffusion.denoiser import Denoiser, expand, target, x0_from
-from ...nn.blocks import conv, silu, zero
+from ...nn.blocks import conv, zero
 from ...nn.embed import full_precision, sinusoidal
 from ...nn.layout import channels_last, crop_to, fold, pad_to, unfold
-from ...nn.norm import group_norm, normalise
+from ...nn.norm import activate, group_norm
 from ...nn.unet import UNet, UNetConfig, build, plan
+from ...nn.winograd import convolve
 from .estimate import Estimate
 from .normal import Latents, Normal, left, time_of
 from .schema import NO, YES, Schema
@@ -244,14 +245,14 @@ class Adapter(nn.Module):
         U-Net is shown."""
         given, spatial, kind = iter(self.embed(t, vector)), seen.shape[2:], seen.dtype
         seen, known = (fold(self._fit(v), self.config.patch) for v in (seen, known))
-        x = channels_last(self.stem(seen) + self.known(known))
+        x = channels_last(convolve(self.known, known, add=convolve(self.stem, seen)))
         found = [x]
         for block in self.encoder:
             found.append(x := block(x, next(given), None))
         for block in self.middle:
             x = block(x, next(given), None)
-        finest = normalise(found[self.config.blocks], self.norm)
-        direct = crop_to(unfold(self.direct(silu(finest)), self.config.patch), spatial).to(kind)
+        finest = activate(found[self.config.blocks], self.norm)
+        direct = crop_to(unfold(convolve(self.direct, finest), self.config.patch), spatial).to(kind)
         return direct, tuple(out(v) for out, v in zip(self.out, [*found, x]))
 
     def _fit(self, v: Tensor) -> Tensor:
