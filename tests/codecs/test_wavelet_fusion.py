@@ -69,11 +69,17 @@ def test_slabs_give_the_very_result_of_the_whole(config):
             assert torch.allclose(part, whole, atol=1e-12)
 
 
-def test_slabs_do_not_show():
-    """In bf16, as volumes are decoded: the same bits for one plane at a time and for all."""
+@pytest.mark.parametrize("short", [False, True])
+def test_slabs_do_not_show(short, monkeypatch):
+    """In bf16, as volumes are decoded: the same bits for one plane at a time and for all; by Winograd's tiles, which
+    lie elsewhere in another slab, but for what bf16 rounds."""
+    if not short:
+        monkeypatch.setattr(winograd, "shortest", lambda *_: None)
     net, z = codec(FUSION, torch.bfloat16), Rng.of(1, 1).normal(4, 6, 6, 4)
     found = [net.decode(z, budget) for budget in (1, 3000, 1 << 30)]
-    assert all(torch.equal(found[0], other) for other in found[1:])
+    for other in found[1:]:
+        far = float((found[0] - other).std() / found[0].std())
+        assert far <= (0.003 if short else 0), far
 
 
 @EVERY

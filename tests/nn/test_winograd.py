@@ -8,11 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from amodal.nn import native, onepass, winograd
-from amodal.nn.blocks import CONV, Up
+from amodal.nn.blocks import CONV, Down, Up
 from amodal.nn.layout import CHANNELS_LAST, channels_last
 from amodal.nn.winograd import (
+    CONVOLVE,
     FETCH,
     FOUR,
+    HALF,
     ONE,
     TWICE,
     TWO,
@@ -31,13 +33,15 @@ from amodal.nn.winograd import (
     transforming,
 )  # fmt: skip
 
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C compiler, or AMODAL_NATIVE=0")
 SIZES = [(4, 6, 8), (5, 7, 3), (1, 2, 1), (9, 10, 11), (8, 4), (13, 6)]
 LONG = {
     "two": lambda layer, x: layer(x),
     "four": lambda layer, x: layer(x),
     "twice": lambda layer, x: layer(F.interpolate(x, scale_factor=2, mode="nearest")),
+    "half": lambda layer, x: CONVOLVE[x.ndim - 2](x, layer.weight, layer.bias, stride=2, padding=1),
 }
-SCHEMES: dict[str, Scheme] = {"two": TWO, "four": FOUR, "twice": TWICE}
+SCHEMES: dict[str, Scheme] = {"two": TWO, "four": FOUR, "twice": TWICE, "half": HALF}
 
 
 def layer(inputs: int = 5, outputs: int = 4, dims: int = 3) -> nn.Conv2d | nn.Conv3d:
@@ -67,11 +71,10 @@ def test_of_a_part_with_its_neighbours_it_is_the_part_of_the_whole(name: str) ->
     way = (scheme,) * 3
     tiles = transformed(way, net.weight)
     whole, part = run(way, x, tiles, net.bias), run(way, x[:, :, 1:7], tiles, net.bias, halo=True)
-    twice = len(scheme.fold) // scheme.step
-    assert torch.allclose(part, whole[:, :, 2 * twice : 6 * twice], atol=1e-5)
+    assert torch.allclose(part, whole[:, :, scheme.total(2) : scheme.total(6)], atol=1e-5)
 
 
-@pytest.mark.parametrize("scheme, places", [(TWO, 4), (FOUR, 6), (TWICE, 3)])
+@pytest.mark.parametrize("scheme, places", [(TWO, 4), (FOUR, 6), (TWICE, 3), (HALF, 5)])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_products_a_tile(scheme: Scheme, places: int, dims: int) -> None:
     """Lavin & Gray 2016, section 4: m + r - 1 products for m outputs and r taps, along every axis."""
@@ -169,8 +172,8 @@ def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LEVELS: list[tuple[int, tuple[int, ...], Way | None]] = [
     (64, (48, 56, 40), (FOUR,) * 3),
-    (256, (12, 14, 10), (FOUR, TWO, TWO)),
-    (512, (6, 7, 5), (TWO,) * 3),
+    (256, (12, 14, 10), (FOUR,) * 3),
+    (512, (6, 7, 5), (TWO, FOUR, TWO)),
     (512, (3, 3, 2), None),
 ]
 
@@ -194,6 +197,17 @@ def test_upsampling_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None
     assert 0.002 < float((short - exact).std() / exact.std()) < 0.012
 
 
+@needs_compiler
+def test_downsampling_takes_the_short_way() -> None:
+    down, x = Down(3, 64).requires_grad_(False), image(64, (25, 24, 16))
+    with torch.no_grad():
+        found, exact = down(x), down.double().conv(x.double())
+    assert found.shape == (2, 64, 13, 12, 8)
+    assert 1e-8 < float((found - exact).std() / exact.std()) < 3e-6
+    with torch.no_grad():
+        assert not torch.equal(found, down.float().conv(x))  # the short way was taken
+
+
 def test_what_is_kept_of_a_weight_follows_the_weight() -> None:
     net = layer()
     with torch.no_grad():
@@ -214,10 +228,9 @@ def test_with_gradients_nothing_is_kept() -> None:
     assert torch.allclose(net.weight.grad[0, 0], expected)
 
 
-needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C compiler, or AMODAL_NATIVE=0")
 WAYS = {
     **{f"{dims}-D {name}": (scheme,) * dims for dims in (2, 3) for name, scheme in SCHEMES.items()},
-    "mixed": (FOUR, TWO, TWO),
+    "mixed two": (FOUR, TWO, TWO),
 }
 
 
@@ -228,8 +241,7 @@ def test_in_one_pass_it_is_what_it_is_in_many(name: str, inputs: int, outputs: i
     """Odd sizes, zeros around, a batch, channels that fill no vector, bias and what is added."""
     way = WAYS[name]
     net, x = layer(inputs, outputs, len(way)), image(inputs, (9, 7, 10)[: len(way)])
-    twice = way[0] is TWICE
-    exact = (LONG["twice"] if twice else LONG["two"])(net.double(), x.double())
+    exact = LONG[name.split()[-1]](net.double(), x.double())
     net.float()
     add = channels_last(torch.randn(exact.shape, generator=torch.Generator().manual_seed(3)))
     with torch.no_grad():
@@ -252,8 +264,7 @@ def test_in_one_pass_a_part_with_its_neighbours_is_the_part_of_the_whole(name: s
     net, x, scheme = layer(32, 32), image(32, (8, 4, 5)), SCHEMES[name]
     with torch.no_grad():
         whole, part = (short((scheme,) * 3, net, v, halo) for v, halo in ((x, False), (x[:, :, 1:7], True)))
-    twice = len(scheme.fold) // scheme.step
-    assert torch.allclose(part, whole[:, :, 2 * twice : 6 * twice], atol=3e-5)
+    assert torch.allclose(part, whole[:, :, scheme.total(2) : scheme.total(6)], atol=3e-5)
 
 
 @needs_compiler

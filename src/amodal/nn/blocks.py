@@ -115,7 +115,7 @@ class Down(nn.Module):
         self.conv = conv(dims, channels, channels, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        return convolve(self.conv, x)
 
 
 class Up(nn.Module):

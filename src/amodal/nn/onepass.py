@@ -33,6 +33,7 @@ class Scheme(Protocol):
     def fold(self) -> Rows: ...
     @property
     def step(self) -> int: ...
+    def total(self, size: int) -> int: ...
 
 
 class Shape(ctypes.Structure):
@@ -120,7 +121,7 @@ def run(
     begin[missing] = int(halo)
     inner = [n - 2 * b for n, b in zip(size, begin)]
     tiles = [-(-n // s.step) for n, s in zip(inner, way)]
-    total = [len(s.fold) * n // s.step for n, s in zip(inner, way)]
+    total = [s.total(n) for n, s in zip(inner, way)]
     threads, count = torch.get_num_threads(), len(x) * math.prod(tiles)
     together, block = share(way, inputs, outputs, columns, weight.numel(), count, threads)
     scratch = needed(way, inputs, block, together)
@@ -148,7 +149,8 @@ def share(
         each = needed(way, inputs, block, 1)
         together = min(max(CACHE[0] // each // ROWS, 1) * ROWS, MANY_TILES)
     together = min(together, tiles)
-    while block > columns and -(-tiles // together) * -(-outputs // block) < 2 * threads:
+    boxes = -(-tiles // together)
+    while block > columns and (tasks := boxes * -(-outputs // block)) < 2 * threads and tasks % threads:
         block = -(-block // 2 // columns) * columns
     return together, block
 

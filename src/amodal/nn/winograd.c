@@ -13,7 +13,8 @@
 enum {
     ROWS = 6, COLUMNS = 2 * W,   /* of a product in registers */
     LINE = 16, UNIT = LINE / W,  /* floats and vectors of a line of the cache */
-    CELLS = IN_X * IN_Y * IN_Z, PLANE = IN_Y * IN_Z, MANY = PLACES_Y * PLACES_Z, FLAT = OUT_Y * OUT_Z, MOST = 36 * UNIT
+    CELLS = IN_X * IN_Y * IN_Z, PLANE = IN_Y * IN_Z, FLAT = OUT_Y * OUT_Z,
+    MANY = PLACES_Y * PLACES_Z, MOST = (PLANE > MANY ? PLANE : MANY) * UNIT
 };
 
 typedef struct {
@@ -26,12 +27,14 @@ int omp_get_thread_num(void);
 
 /* m [rows, COLUMNS] = v [rows, c] u [c, COLUMNS] */
 static inline __attribute__((always_inline)) void product(
-    const int rows, const float *v, int64_t gap, const float *u, int64_t c, float *m, int64_t wide) {
+    const int rows, const float *v, int64_t gap, const float *u, int64_t c, float *m, int64_t wide, const float *next) {
     vec left[ROWS], right[ROWS];
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) left[i] = right[i] = (vec){0};
     for (int64_t k = 0; k < c; k++, u += COLUMNS) {
         vec first = load(u), second = load(u + W);
+        if (next)
+            for (int n = 0; n < COLUMNS; n += LINE) __builtin_prefetch(next + k * COLUMNS + n, 0, 2);
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
             float one = v[i * gap + k];
@@ -46,14 +49,17 @@ static inline __attribute__((always_inline)) void product(
     }
 }
 
-static void products(int64_t rows, const float *v, int64_t gap, const float *u, int64_t c, float *m, int64_t wide) {
-    for (; rows >= ROWS; rows -= ROWS, v += ROWS * gap, m += ROWS * wide) product(ROWS, v, gap, u, c, m, wide);
+/* the same of any number of rows; meanwhile what `next` points at, as much as u, is brought nearer */
+static void products(int64_t rows, const float *v, int64_t gap, const float *u, int64_t c, float *m, int64_t wide,
+                     const float *next) {
+    for (; rows > ROWS; rows -= ROWS, v += ROWS * gap, m += ROWS * wide) product(ROWS, v, gap, u, c, m, wide, NULL);
     switch (rows) {
-    case 5: product(5, v, gap, u, c, m, wide); break;
-    case 4: product(4, v, gap, u, c, m, wide); break;
-    case 3: product(3, v, gap, u, c, m, wide); break;
-    case 2: product(2, v, gap, u, c, m, wide); break;
-    case 1: product(1, v, gap, u, c, m, wide); break;
+    case 6: product(6, v, gap, u, c, m, wide, next); break;
+    case 5: product(5, v, gap, u, c, m, wide, next); break;
+    case 4: product(4, v, gap, u, c, m, wide, next); break;
+    case 3: product(3, v, gap, u, c, m, wide, next); break;
+    case 2: product(2, v, gap, u, c, m, wide, next); break;
+    case 1: product(1, v, gap, u, c, m, wide, next); break;
     }
 }
 
@@ -158,9 +164,12 @@ static void task(const value *x, value *out, const float *u, const float *bias, 
     for (int place = 0; place < PLACES_X; place++) {
         for (int64_t t = 0; t < count; t++) spread(at + t * CELLS, inputs, place, v + t * inputs, v_gap);
         for (int64_t p = 0; p < MANY; p++)
-            for (int64_t panel = first; panel < last; panel++)
-                products(count, v + p * v_gap, inputs, u + ((place * MANY + p) * panels + panel) * inputs * COLUMNS,
-                         inputs, m + p * m_gap + (panel - first) * COLUMNS, block);
+            for (int64_t panel = first; panel < last; panel++) {
+                const float *own = u + ((place * MANY + p) * panels + panel) * inputs * COLUMNS;
+                int64_t on = panel + 1 < last ? 1 : panels - (last - first) + 1;
+                products(count, v + p * v_gap, inputs, own, inputs, m + p * m_gap + (panel - first) * COLUMNS, block,
+                         own + on * inputs * COLUMNS);
+            }
         for (int64_t t = 0; t < count; t++)
             fold(m + t * block, m_gap, block, place, sums + t * OUT_X * FLAT * block);
     }

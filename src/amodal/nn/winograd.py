@@ -9,6 +9,8 @@ FOUR    3 taps, 6 products for 4 outputs in place of 12: in 3-D 3.4 a voxel, in 
 TWICE   voxels repeated once, then 3 taps, 3 products for 2 outputs, where the transposed convolution has 4 (see
         `blocks.Up`): in 3-D 27 for each voxel that is repeated, not 64. With taps (a, b, c) around x
             left = (a + b + c) x + a (x_before - x),   right = (a + b + c) x + c (x_after - x)
+HALF    3 taps at every other voxel, 5 products for 2 outputs in place of 6: in 3-D 15.6 an output for 27. Of 5 voxels
+        the outer taps meet 1, 3 and 5, which is F(2, 2), the middle one 2 and 4
 
 The sums are bound by memory, so they pay for many channels only; and where a processor has matrix units, not in bf16.
 """
@@ -31,7 +33,7 @@ from .layout import CHANNELS_LAST
 
 BUDGET = 1 << 22  # values of all tiles at once: more do not stay in the cache
 PART = 32  # outputs whose weights are transformed at once, in float32
-FETCH = 40, 16  # tiles whose products take as long as reading their place's weights, from memory and from a cache
+FETCH = 8, 6
 NEAR = 1 << 22  # values that stay in a cache
 
 Conv = nn.Conv2d | nn.Conv3d
@@ -51,6 +53,15 @@ class Scheme:
     spread: Rows
     fold: Rows
     step: int
+
+    @property
+    def stride(self) -> int:
+        """That of the layers it is for."""
+        return max(1, self.step // len(self.fold))
+
+    def total(self, size: int) -> int:
+        """Outputs of so many voxels."""
+        return -(-len(self.fold) * size // self.step)
 
 
 Way = tuple[Scheme, ...]  # a scheme for every axis
@@ -79,7 +90,15 @@ TWICE = Scheme(
     fold=((1, 1, 0), (1, 0, 1)),
     step=1,
 )
+HALF = Scheme(
+    taps=((1, 0, 0), (1, 0, 1), (0, 0, 1), (0, 1, 0), (0, 1, 0)),
+    spread=((1, 0, -1, 0, 0, 0), (0, 0, 1, 0, 0, 0), (0, 0, -1, 0, 1, 0), (0, 1, 0, 0, 0, 0), (0, 0, 0, 1, 0, 0)),
+    fold=((1, 1, 0, 1, 0), (0, 1, 1, 0, 1)),
+    step=4,
+)
 ONE = Scheme(taps=((1,),), spread=((1,),), fold=((1,),), step=1)  # one tap; or an axis that an image does not have
+# by stride, what a layer may be computed by, and the taps that it has a voxel along an axis
+STRIDED: dict[int, tuple[Sequence[Scheme], float]] = {1: ((TWO, FOUR), 3), 2: ((HALF,), 1.5)}
 # by torch, of the type computed in and the number of axes: channels, of input and of output, from which a scheme pays
 WIDE: dict[tuple[Scheme, torch.dtype, int], int] = {
     (TWO, torch.bfloat16, 3): 128, (TWICE, torch.bfloat16, 3): 128,
@@ -98,7 +117,7 @@ def convolve(layer: Conv, x: Tensor, halo: bool = False, add: Tensor | None = No
     `halo`: x has its neighbours along the first axis, where the layer would pad with zeros. `add`, which nobody needs
     any more, may be overwritten.
     """
-    if way := shortest(layer, x, (TWO, FOUR)):
+    if way := shortest(layer, x, *STRIDED.get(layer.stride[0], ())):
         return short(way, layer, x, halo, add)
     if halo:
         sides = (0, *layer.padding[1:])
@@ -127,17 +146,18 @@ def three(way: Way) -> Way:
     return (ONE,) * (3 - len(way)) + way
 
 
-def shortest(layer: Conv, x: Tensor, schemes: Sequence[Scheme], taps: int = 3) -> Way | None:
+def shortest(layer: Conv, x: Tensor, schemes: Sequence[Scheme] = (), taps: float = 3) -> Way | None:
     """Of the ways that these schemes make, and that pay for this layer, the one of fewest products; None where all in
-    all the long way, of so many taps along an axis, is the shorter one, and where gradients are asked for or autocast
-    chooses the type."""
+    all the long way, of so many taps a voxel along an axis, is the shorter one, and where gradients are asked for or
+    autocast chooses the type."""
     size, (outputs, inputs) = x.shape[2:], layer.weight.shape[:2]
     if (
-        torch.is_grad_enabled()
+        not schemes
+        or torch.is_grad_enabled()
         or x.device.type != "cpu"
         or torch.is_autocast_enabled("cpu")  # products in bf16 would be too far off
         or x.dtype != layer.weight.dtype
-        or (set(layer.weight.shape[2:]), set(layer.stride), set(layer.padding)) != ({3}, {1}, {1})
+        or (set(layer.weight.shape[2:]), set(layer.stride), set(layer.padding)) != ({3}, {schemes[0].stride}, {1})
         or (x.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
     ):
         return None
@@ -167,19 +187,23 @@ def count(way: Way, size: Sequence[int], pairs: int) -> int:
     return weights * (tiles + fetch(weights))
 
 
-def fetch(weights: int) -> int:
+def fetch(weights: float) -> int:
     """Tiles whose products take as long as reading so many weights."""
     return FETCH[weights <= NEAR]
+
+
+def places(way: Way, kind: torch.dtype) -> Tensor:
+    """[places, 3^dims]: the weights of all products of a tile of the taps, the last axis fastest."""
+    return functools.reduce(torch.kron, (torch.tensor(scheme.taps, dtype=kind) for scheme in way))
 
 
 def transformed(way: Way, weight: Tensor) -> Tensor:
     """[K, C, 3, ...] -> [places, C, K], the last axis fastest."""
     wide = torch.promote_types(weight.dtype, torch.float32)
-    places = functools.reduce(torch.kron, (torch.tensor(scheme.taps, dtype=wide) for scheme in way))
-    parts = []
+    matrix, parts = places(way, wide), []
     for part in weight.split(PART):
         taps = part.flatten(2).movedim(-1, 0).to(wide)  # [3^dims, part, C]
-        parts.append(torch.matmul(places, taps.flatten(1)).to(weight.dtype).unflatten(1, part.shape[:2]))
+        parts.append(torch.matmul(matrix, taps.flatten(1)).to(weight.dtype).unflatten(1, part.shape[:2]))
     return torch.cat(parts, dim=1).transpose(1, 2)
 
 
@@ -191,8 +215,13 @@ def transforming(way: Way) -> Make:
 
 @functools.cache
 def packing(way: Way, columns: int) -> Make:
-    """`transformed` and packed for the compiled way."""
-    return lambda weight: onepass.pack(transformed(way, weight.float()), columns)
+    """Of a weight what the compiled way multiplies by: the taps are packed first, they are fewer."""
+
+    def make(weight: Tensor) -> Tensor:
+        packed = onepass.pack(weight.flatten(2).permute(2, 1, 0), columns)
+        return torch.matmul(places(way, torch.float32), packed.flatten(1)).unflatten(1, packed.shape[1:])
+
+    return make
 
 
 def derived(layer: Conv, make: Make) -> Tensor:
@@ -212,14 +241,15 @@ def derived(layer: Conv, make: Make) -> Tensor:
 def run(
     way: Way, x: Tensor, tiles: Tensor, bias: Tensor | None = None, halo: bool = False, budget: int = BUDGET
 ) -> Tensor:
-    """By torch: x [B, C, *spatial] and `transformed` weights, zeros around x -> [B, K, *spatial], or twice the size.
+    """By torch: x [B, C, *spatial] and `transformed` weights, zeros around x -> [B, K, *spatial], or twice or half the
+    size.
 
     Channels-last. `halo`: x has its neighbours along the first axis, which gets shorter by 2. `budget`: values of the
     tiles computed at once.
     """
     size = (x.shape[2] - 2 * halo, *x.shape[3:])
     dims, folded = len(size), [len(scheme.fold) for scheme in way]
-    shape = (len(x), tiles.shape[2], *(f * n // s.step for f, n, s in zip(folded, size, way)))
+    shape = (len(x), tiles.shape[2], *(s.total(n) for n, s in zip(size, way)))
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST[dims])
     grid, begin = [-(-n // s.step) for n, s in zip(size, way)], (int(halo), 0, 0)  # where the layer's first voxel lies
     parts = list(boxes(grid, budget // (len(tiles) * sum(tiles.shape[1:]))))
