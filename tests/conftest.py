@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import torch
 torch.set_num_threads(1)
 
 NiftiFile = Callable[..., Path]
+BidsErrors = Callable[[Path], list[dict]]
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +29,24 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real scans at {root}: set AMODAL_DATA to the folder that holds them")
     return root
+
+
+@pytest.fixture(scope="session")
+def bids_errors() -> BidsErrors:
+    """`bids_errors(folder)`: what the validator of BIDS, offline by the schema it came with, calls errors."""
+    beside = str(Path(sys.executable).parent)
+    validator = shutil.which("bids-validator-deno", path=beside) or shutil.which("bids-validator-deno")
+    if validator is None:
+        pytest.skip("bids-validator-deno is not installed: pip install 'amodal[dev]'")
+
+    def errors(folder: Path) -> list[dict]:
+        run = subprocess.run([validator, str(folder), "--json"], capture_output=True, text=True, timeout=120)
+        issues = json.loads(run.stdout)["issues"]["issues"]
+        found = [issue for issue in issues if issue.get("severity") == "error"]
+        assert bool(found) == bool(run.returncode)
+        return found
+
+    return errors
 
 
 @pytest.fixture

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +145,13 @@ def test_subjects_are_complete_in_units_and_the_same_whatever_the_number(model):
     assert next(making.generate(found, 1, seed=2, modalities=["pet"], steps=2)).modalities == ("PET",)
 
 
-def test_the_dataset_is_synthetic_throughout_and_valid(model, tmp_path, capsys):
+def test_the_dataset_is_valid(model, tmp_path, bids_errors):
+    words = ["-n", "2", "--modality", "T1w", "PET", "--steps", "2"]
+    assert main(["generate", str(tmp_path / "made"), "--model", str(model), *words]) == 0
+    assert bids_errors(tmp_path / "made") == []
+
+
+def test_the_dataset_is_synthetic_throughout(model, tmp_path, capsys):
     out = tmp_path / "made"
     assert (
         main(["generate", str(out), "--model", str(model), "-n", "2", "--modality", "T1w", "PET", "--steps", "2"]) == 0
@@ -164,11 +167,6 @@ def test_the_dataset_is_synthetic_throughout_and_valid(model, tmp_path, capsys):
     assert "SYNTHETIC" in (out / "README.md").read_text()
     assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
     assert (out / "participants.tsv").read_text() == "participant_id\nsub-synth0001\nsub-synth0002\n"
-    validator = Path(sys.executable).with_name("bids-validator-deno")
-    if validator.is_file() or shutil.which("bids-validator-deno"):
-        run = subprocess.run([str(validator), "--json", str(out)], capture_output=True, text=True, timeout=120)
-        issues = json.loads(run.stdout)["issues"]["issues"]
-        assert [i for i in issues if i.get("severity") == "error"] == []
     assert main(["generate", str(out), "--model", str(model)]) == 2
     assert "already exists" in capsys.readouterr().err
 
