@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import monai
 import torch
+from machine import machine
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
@@ -126,26 +125,6 @@ def measure(case: Case, training: bool, rounds: int) -> dict[str, dict[str, floa
     return table
 
 
-def machine(threads: int) -> dict[str, object]:
-    """What the numbers depend on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    return {
-        "cpu": model,
-        "amx": any("amx_bf16" in line for line in lines),
-        "bf16": bf16("auto", torch.device("cpu")),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load": round(os.getloadavg()[0], 1),
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def show(table: dict[str, dict[str, float]], work: float) -> None:
     """One line a network."""
     for name, row in table.items():
@@ -180,7 +159,12 @@ def main() -> None:
             table = measure(case, training, choice.rounds)
             show(table, every * batch * (3 if training else 1) / 1e9)
             about = {"batch": batch, "size": case.size, "rounds": choice.rounds, "gflop_per_image": every / 1e9}
-            row = {**about, "note": choice.note, "machine": machine(choice.threads), "results": table}
+            row = {
+                **about,
+                "note": choice.note,
+                "machine": {**machine(choice.threads), "monai": monai.__version__},
+                "results": table,
+            }
             kind = "" if bf16("auto", torch.device("cpu")) else ", float32"
             results.setdefault(name, {})[mode + kind] = row
             choice.out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from torch import Tensor, nn
 
 from amodal.codecs.wavelet_fusion import WaveletCodec
@@ -225,18 +225,6 @@ def show(case: str, table: dict[str, dict[str, Any]]) -> None:
         print(f"  {name:16} {row['median_s']:8.2f} s  ({spread})  {ratio:>22}  {row['memory_gib']:6.2f} GiB")
         if len(row["parts"]) > 1:
             print("    " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in row["parts"].items()))
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers depend on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    return {
-        "cpu": model, "amx": any("amx_bf16" in line for line in lines), "bf16": bf16("auto", torch.device("cpu")),
-        "cores": os.cpu_count(), "threads": threads, "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
-        "python": platform.python_version(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }  # fmt: skip
 
 
 def main() -> None:
