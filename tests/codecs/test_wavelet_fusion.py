@@ -74,7 +74,7 @@ def test_slabs_do_not_show(short, monkeypatch):
     """In bf16, as volumes are decoded: the same bits for one plane at a time and for all; by Winograd's tiles, which
     lie elsewhere in another slab, but for what bf16 rounds."""
     if not short:
-        monkeypatch.setattr(winograd, "shortest", lambda *_: None)
+        monkeypatch.setattr(winograd, "compiled", lambda way, kind: None)  # (its layers are too narrow for torch's)
     net, z = codec(FUSION, torch.bfloat16), Rng.of(1, 1).normal(4, 6, 6, 4)
     found = [net.decode(z, budget) for budget in (1, 3000, 1 << 30)]
     for other in found[1:]:

@@ -33,7 +33,7 @@ from .layout import CHANNELS_LAST
 
 BUDGET = 1 << 22  # values of all tiles at once: more do not stay in the cache
 PART = 32  # outputs whose weights are transformed at once, in float32
-FETCH = 8, 6
+FETCH = 8, 6  # tiles whose products take as long as reading their place's weights, from memory and from a cache
 NEAR = 1 << 22  # values that stay in a cache
 
 Conv = nn.Conv2d | nn.Conv3d
